@@ -1,0 +1,92 @@
+"""A block: units of one resolution, run with halting. `Block.forward` is the method's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import halting
+from .flops import BlockFlops
+from .ponder import BlockPonder
+from .scores import Halting, ScoreHead
+from .units import Unit
+
+
+class RunBlock(Protocol):
+    """A way to evaluate a block. Every engine that works block by block is one of these."""
+
+    def __call__(self, block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]: ...
+
+
+class Block(nn.Module):
+    """Units that share one resolution after the first, and a score head behind each but the last.
+
+    Args:
+        units: at least one.
+        scores: one head fewer than units; empty in a plain network.
+        halting: "none", "act" or "sact".
+        eps: a position halts once its cumulative score reaches 1 - eps.
+    """
+
+    def __init__(self, units: Sequence[Unit], scores: Sequence[ScoreHead], halting: Halting, eps: float) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.scores = nn.ModuleList(scores)
+        self.halting = halting
+        self.eps = eps
+        heads = [head.flops() for head in scores] or [(0, 0)] * (len(units) - 1)
+        self._unit_flops = tuple(unit.flops(head) for unit, head in zip(units, [*heads, (0, 0)], strict=True))
+
+    def forward(self, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+        """Evaluate everything, keep what is active: the definition that every engine is tested against.
+
+        Args:
+            x: [N, C, H, W].
+            keep_distribution: also return the halting distribution.
+
+        Returns:
+            The weighted sum of the units' states [N, C', H', W'] (the last state in a plain network), and what it cost.
+
+        Source: Algorithm 1 (section 3.1), at every position (section 3.2). The states are not stored.
+        """
+        in_size = x.shape[-2:]
+        if self.halting == "none":
+            for unit in self.units:
+                x = unit(x)
+            return x, self.plain_ponder(x, in_size)
+
+        x = self.units[0](x)
+        state = halting.start(x[:, 0] if self.halting == "sact" else x[:, 0, 0, 0])
+        output = torch.zeros_like(x)
+        weights = []
+        for unit, head in zip(self.units, [*self.scores, None], strict=True):
+            if unit is not self.units[0]:
+                x = unit(x, state.active if self.halting == "sact" else None)
+            state, weight = halting.step(state, head(x) if head is not None else None, self.eps)
+            output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
+            if keep_distribution:
+                weights.append(weight)
+        distribution = torch.stack(weights, 1) if keep_distribution else None
+        return output.to(x.dtype), self.ponder(state, in_size, x.shape[-2:], distribution)
+
+    def describe(self, in_size: Sequence[int], out_size: Sequence[int]) -> BlockFlops:
+        """The block's FLOPs at these sizes of its input and output, each (H, W)."""
+        return BlockFlops(self._unit_flops, (in_size[0], in_size[1]), (out_size[0], out_size[1]))
+
+    def ponder(
+        self,
+        state: halting.HaltingState,
+        in_size: Sequence[int],
+        out_size: Sequence[int],
+        distribution: Tensor | None = None,
+    ) -> BlockPonder:
+        """What an adaptive run cost, from its last halting state."""
+        return BlockPonder(state.units, halting.ponder_cost(state), self.describe(in_size, out_size), distribution)
+
+    def plain_ponder(self, x: Tensor, in_size: Sequence[int]) -> BlockPonder:
+        """What a plain run cost: every unit, for every image."""
+        units = torch.full((len(x),), len(self.units), dtype=torch.int32, device=x.device)
+        return BlockPonder(units, None, self.describe(in_size, x.shape[-2:]))

@@ -1,0 +1,208 @@
+"""Weights on disk and on the hub: `model.safetensors` plus `config.json`. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from .errors import CheckpointError, InputError
+from .models.network import Network
+from .models.registry import build, config_from_dict
+from .scores import Halting
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT = 1
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it; a failure leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a checkpoint is an ordinary file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None:
+    """Write a network to a folder, each file whole or not at all.
+
+    Args:
+        model: any network of this library.
+        folder: created if it does not exist.
+        **metadata: JSON-able facts to keep in the configuration (metrics, the recipe, a licence).
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    config = {
+        "format": FORMAT,
+        "network": model.config.to_dict(),
+        "preprocessing": model.preprocessing,
+        "class_names": model.class_names,
+        "metadata": metadata,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        atomic_write(folder / WEIGHTS_NAME, lambda path: safetensors.torch.save_file(tensors, path))
+        atomic_write(folder / CONFIG_NAME, lambda path: _write_text(path, json.dumps(config, indent=2) + "\n"))
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
+
+
+def from_pretrained(source: str | Path, halting: Halting | None = None, eps: float | None = None) -> Network:
+    """Load a network, in evaluation mode.
+
+    Args:
+        source: a folder written by `save_pretrained`, the name of a network that ships with the package (see
+            `list_pretrained`), or a Hugging Face hub id "owner/name".
+        halting: override the saved kind. A plain network's weights start an adaptive one whose score heads are fresh
+            (section 4 of the paper); an adaptive network becomes plain by leaving its heads out.
+        eps: override the saved threshold, in (0, 1).
+
+    Raises:
+        CheckpointError: nothing is there, or the files are damaged or of another network.
+    """
+    folder = _locate(source)
+    config = read_config(folder)
+    saved = config_from_dict(config["network"])
+    model = build(replace(saved, halting=halting or saved.halting, eps=saved.eps if eps is None else eps))
+    model.preprocessing = config.get("preprocessing")
+    model.class_names = config.get("class_names")
+    load_weights(model, read_weights(folder / WEIGHTS_NAME), str(source), fresh_scores=saved.halting != model.config.halting)
+    return model.eval()
+
+
+def list_pretrained() -> list[str]:
+    """Names of the networks whose weights ship with the package."""
+    root = resources.files("sact") / "weights"
+    return sorted(entry.name for entry in root.iterdir() if (entry / CONFIG_NAME).is_file()) if root.is_dir() else []
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or of another kind.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); name a folder written by save_pretrained") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); the checkpoint is damaged, save it again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("network"), dict):
+        raise CheckpointError(f"{path} has no description of a sact network; name a folder written by save_pretrained")
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {config.get('format')}, but this version reads {FORMAT}; update sact")
+    return config
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy or save it again") from error
+
+
+def load_weights(model: Network, tensors: dict[str, Tensor], source: str, fresh_scores: bool = False) -> None:
+    """Copy tensors into a network, all or nothing.
+
+    Args:
+        model: receives the weights.
+        tensors: by parameter or buffer name.
+        source: named in errors.
+        fresh_scores: leave the model's score heads as they are and ignore any in `tensors`.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, or of another shape; it is named.
+    """
+    if fresh_scores:
+        tensors = {name: tensor for name, tensor in tensors.items() if "score" not in name}
+    expected = {name: t for name, t in model.state_dict().items() if not (fresh_scores and "score" in name)}
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{source} holds the weights of another network: {problems[0]}{more}; "
+            "create the model with the units, width and classes that it was saved with"
+        )
+    model.load_state_dict(tensors, strict=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _locate(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if name in list_pretrained():
+        return Path(str(resources.files("sact") / "weights" / name))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name)
+    raise CheckpointError(
+        f'there is no checkpoint "{name}": not a folder, not a packaged network '
+        f"({', '.join(list_pretrained()) or 'none'}), and not a hub id owner/name"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f'"{hub_id}" is neither a folder here nor to be had from the hub: {reason}') from error
+
+
+def push_to_hub(folder: str | Path, hub_id: str) -> str:
+    """Upload a folder written by `save_pretrained` to the Hugging Face hub; returns its address.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint.
+        InputError: `hub_id` is not "owner/name".
+    """
+    import huggingface_hub
+
+    if hub_id.count("/") != 1:
+        raise InputError(f'hub id is "{hub_id}", but it must be of the form owner/name')
+    read_config(Path(folder))
+    api = huggingface_hub.HfApi()
+    api.create_repo(hub_id, exist_ok=True)
+    return str(api.upload_folder(repo_id=hub_id, folder_path=str(folder)))

@@ -1,0 +1,74 @@
+"""Training augmentations, built on torchvision's (extra "tasks")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sact.errors import InputError, require
+from sact.preprocessing import scale_to_symmetric, standardise_image, standardise_imagenet
+
+
+def _checked_size(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
+        raise InputError(f"The training image size must be an integer of at least 8, not {size!r}.")
+    return size
+
+
+def cifar_training(size: int = 32) -> Any:
+    """CIFAR's augmentation: pad by 4, crop at random, flip at random, standardise each image.
+
+    Args:
+        size: side of the result; other pictures are resized first.
+
+    Returns:
+        A callable from an RGB PIL picture to float32 [3, size, size] of mean 0 and deviation 1.
+
+    Raises:
+        MissingExtraError: torchvision is not installed.
+        InputError: impossible size.
+    """
+    v2 = require("torchvision.transforms.v2", "tasks")
+    _checked_size(size)
+    return v2.Compose(
+        [
+            v2.Resize((size, size), antialias=True),
+            v2.RandomCrop(size, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.ToPureTensor(),
+            v2.Lambda(standardise_image),
+        ]
+    )
+
+
+def imagenet_training(size: int = 224, imagenet_statistics: bool = False) -> Any:
+    """Inception's augmentation for ImageNet: a crop of 5 to 100 % of the area, flip, colour jitter.
+
+    Args:
+        size: side of the result.
+        imagenet_statistics: normalise by ImageNet's mean and deviation, as torchvision's networks expect, rather than to [-1, 1].
+
+    Returns:
+        A callable from an RGB PIL picture to float32 [3, size, size].
+
+    Raises:
+        MissingExtraError: torchvision is not installed.
+        InputError: impossible size.
+    """
+    v2 = require("torchvision.transforms.v2", "tasks")
+    _checked_size(size)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.05, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            # The strengths of Inception's preprocessing: brightness 32 / 255, saturation and contrast 0.5, hue 0.2.
+            v2.ColorJitter(brightness=32 / 255, contrast=0.5, saturation=0.5, hue=0.2),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.ToPureTensor(),
+            v2.Lambda(standardise_imagenet if imagenet_statistics else scale_to_symmetric),
+        ]
+    )

@@ -1,0 +1,17 @@
+"""The definition: compute everything, keep what is active. Every other engine is tested against it.
+
+Its mathematics is `Block.forward` (and `Unit.forward`); as an engine it runs exactly that.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..block import Block
+from ..models.network import Network
+from . import Run
+
+
+def prepare(model: Network) -> Run:
+    """Evaluate a network by its definition; trains, works on any device, saves no time."""
+    return partial(model.run, run_block=Block.__call__)

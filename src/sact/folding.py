@@ -1,0 +1,49 @@
+"""Weight folding: a norm that directly follows a convolution becomes part of it. For inference only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .units import Stage
+
+
+def fold_norms(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Stages that compute the same in evaluation mode with fewer norms.
+
+    A norm at the start of a stage follows the previous stage's convolution directly, so its scale and shift move into
+    that convolution's weight and bias. The first stage's norm (pre-activation) has no convolution before it and stays.
+    """
+    folded = list(stages)
+    for index in range(len(folded) - 1):
+        following = folded[index + 1]
+        if following.pointwise and isinstance(following.pointwise[0], nn.BatchNorm2d):
+            norm = following.pointwise[0]
+            here = folded[index]
+            folded[index] = Stage(here.pointwise, fold_norm(here.conv, norm), here.reach)
+            folded[index + 1] = Stage(following.pointwise[1:], following.conv, following.reach)
+    return tuple(folded)
+
+
+@torch.no_grad()
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution equal to `norm(conv(x))` with the norm in evaluation mode."""
+    scale, shift = norm_affine(norm)
+    merged = copy.deepcopy(conv)
+    merged.weight.copy_(conv.weight * scale[:, None, None, None])
+    bias = shift if conv.bias is None else conv.bias * scale + shift
+    merged.bias = nn.Parameter(bias.clone())
+    return merged.requires_grad_(False)
+
+
+def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each [C], such that the norm in evaluation mode is x * scale + shift."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift + norm.bias if norm.affine else shift

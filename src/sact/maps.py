@@ -1,0 +1,626 @@
+"""Ponder maps as pictures: where in an image the network spent its units.
+
+A ponder map is a real array [H, W], the ponder cost at each position. It is as large as the image or smaller; a smaller one
+is resized with nearest neighbour, as `ponder.map(size)` does, so that a position of a block stays visible as a square.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import InputError
+
+ImageLike: TypeAlias = "Image.Image | NDArray[np.uint8]"
+FloatMap: TypeAlias = NDArray[np.float64]
+
+# Inferno, by Nathaniel Smith and Stefan van der Walt (CC0), at every sixteenth: perceptually uniform, dark for little.
+_ANCHORS = (
+    "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
+    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
+)
+_PAPER = (255, 255, 255)
+_INK = (32, 33, 36)
+_FAINT_INK = (95, 99, 104)
+# Panels are enlarged when the longer side is below the first number, and reduced when it is above the last.
+_ENLARGE_BELOW, _ENLARGED, _LARGEST = 224, 288, 640
+_LARGEST_OF_MANY = 384
+_PIXEL_ART = 48
+_ALPHA = 0.7
+
+
+def _color_table() -> NDArray[np.uint8]:
+    anchors = np.array([list(bytes.fromhex(code)) for code in _ANCHORS.split()], dtype=np.float64)
+    at = np.linspace(0, len(anchors) - 1, 256)
+    channels = [np.interp(at, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+_TABLE = _color_table()
+
+
+def colorize(map: ArrayLike, low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
+    """Colour a ponder map with a perceptually uniform scale, dark for little and bright for much.
+
+    Args:
+        map: real [H, W], finite.
+        low: value of the darkest colour; the map's minimum if None. Values outside [low, high] get the end colours.
+        high: value of the brightest colour; the map's maximum if None. Where low equals high, as for a constant
+            map, the range is widened by 0.5 on both sides.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        InputError: the map is not a finite, non-empty array of rank 2, or low is above high.
+    """
+    values = _as_map(map)
+    return _colors(_relative(values, *_value_range([values], low, high)))
+
+
+def overlay(
+    image: ImageLike, map: ArrayLike, alpha: float = _ALPHA, low: float | None = None, high: float | None = None
+) -> Image.Image:
+    """Show an image dark and grey where little was spent, and in the map's colours where much was.
+
+    Args:
+        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey).
+        map: real [h, w] with h <= H and w <= W, finite.
+        alpha: strength of the colour in [0, 1]: at 0 the image is only darkened and greyed where little was spent; at 1
+            a position of value `high` has the map's colour, as bright as the image is there.
+        low: as in `colorize`.
+        high: as in `colorize`.
+
+    Returns:
+        RGB image of the size of `image`.
+
+    Raises:
+        InputError: an unusable image or map, a map larger than the image, alpha outside [0, 1], or low above high.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha is {alpha}; give a number from 0 to 1")
+    picture, values = _as_pair(image, map)
+    return _overlay(picture, values, _value_range([values], low, high), alpha)
+
+
+def color_bar(
+    low: float, high: float, *, width: int | None = None, height: int | None = None, label: str = "ponder cost"
+) -> Image.Image:
+    """Draw the colour scale from `low` to `high` with tick values, its two ends always among them.
+
+    Args:
+        low: value of the darkest colour.
+        high: value of the brightest colour; where it equals `low`, the range is widened by 0.5 on both sides.
+        width: makes a horizontal bar, in an image of this width in pixels, at least 96. 256 if height is None too.
+        height: makes a vertical bar, in an image of this height in pixels, at least 96.
+        label: what the values are; "" for none.
+
+    Returns:
+        RGB image on white.
+
+    Raises:
+        InputError: low is above high or not finite, both width and height are given, or the one given is below 96.
+    """
+    if width is not None and height is not None:
+        raise InputError(
+            f"width is {width} and height is {height}; give one: width for a horizontal bar, height for a vertical one"
+        )
+    length = height if height is not None else 256 if width is None else width
+    if length < 96:
+        raise InputError(f"a colour bar of {length} pixels has no room for its tick values; give at least 96")
+    span = _value_range([], low, high)
+    return _horizontal_bar(span, length, label) if height is None else _vertical_bar(span, length, label)
+
+
+def figure(
+    image: ImageLike,
+    map: ArrayLike,
+    title: str = "",
+    caption: str = "",
+    low: float | None = None,
+    high: float | None = None,
+) -> Image.Image:
+    """Set image, ponder map and overlay side by side, with a colour bar that gives the value range.
+
+    Args:
+        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey). It is enlarged when its longer side is below 224 pixels
+            and reduced when that is above 640.
+        map: real [h, w] with h <= H and w <= W, finite.
+        title: text above, "" for none.
+        caption: text below, "" for none.
+        low: as in `colorize`.
+        high: as in `colorize`.
+
+    Returns:
+        RGB image on white.
+
+    Raises:
+        InputError: as for `overlay`.
+    """
+    picture, values = _as_pair(image, map)
+    span = _value_range([values], low, high)
+    picture = _resize_to_panel(picture, _panel_side(picture, _LARGEST))
+    size = _text_size(picture.width)
+    panels = {
+        "image": picture,
+        "ponder map": _map_panel(values, picture.size, span),
+        "overlay": _overlay(picture, values, span),
+    }
+    columns = [
+        _stack([_text(name, size, picture.width, _FAINT_INK), panel], size // 2) for name, panel in panels.items()
+    ]
+    bar = _stack([_text(" ", size, 0), _vertical_bar(span, picture.height, "ponder cost", size)], size // 2)
+    return _page(_row([*columns, bar], size), title, caption, size)
+
+
+def block_figure(
+    image: ImageLike,
+    maps: Sequence[ArrayLike],
+    names: Sequence[str] | None = None,
+    title: str = "",
+    caption: str = "Ponder cost; each block has its own scale.",
+) -> Image.Image:
+    """Set an image and the ponder map of each block side by side, each map over a colour bar of its own range.
+
+    Args:
+        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey).
+        maps: one real [h, w] per block, with h <= H and w <= W, finite.
+        names: one per block; "block 1", "block 2", ... if None.
+        title: text above, "" for none.
+        caption: text below, "" for none.
+
+    Returns:
+        RGB image on white.
+
+    Raises:
+        InputError: as for `overlay`, or no maps, or another number of names than of maps.
+    """
+    names = [f"block {k + 1}" for k in range(len(maps))] if names is None else list(names)
+    if not len(maps) or len(names) != len(maps):
+        raise InputError(f"{len(maps)} maps and {len(names)} names; give at least one map and one name for each")
+    blocks = [_as_pair(image, map)[1] for map in maps]
+    picture = _resize_to_panel(_as_image(image), _panel_side(_as_image(image), _LARGEST_OF_MANY))
+    size = _text_size(picture.width)
+    gap = size // 2
+    columns = [_stack([_text("image", size, picture.width, _FAINT_INK), picture], gap)]
+    for name, values in zip(names, blocks, strict=True):
+        span = _value_range([values], None, None)
+        panel = _map_panel(values, picture.size, span)
+        bar = _horizontal_bar(span, picture.width, "", size)
+        columns.append(_stack([_text(name, size, picture.width, _FAINT_INK), panel, bar], gap))
+    return _page(_row(columns, size), title, caption, size)
+
+
+def contact_sheet(
+    items: Sequence[tuple[ImageLike, ArrayLike, str]],
+    columns: int | None = None,
+    title: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    panels: Sequence[str] = ("image", "overlay"),
+    panel_size: int = 192,
+) -> Image.Image:
+    """Lay out many images with their ponder maps and captions in a grid, over one colour bar for all.
+
+    Args:
+        items: (image, map, caption) each; image and map as in `overlay`, sizes may differ between items.
+        columns: items per row; 4 if None, or fewer when there are fewer items.
+        title: text above, "" for none.
+        low: value of the darkest colour; the minimum over all maps if None.
+        high: value of the brightest colour; the maximum over all maps if None.
+        panels: what each item shows, any of "image", "map" and "overlay", in this order.
+        panel_size: longer side of a panel in pixels, at least 64.
+
+    Returns:
+        RGB image on white.
+
+    Raises:
+        InputError: as for `overlay`, or no items, columns below 1, panel_size below 64, or an unknown panel.
+    """
+    if not len(items):
+        raise InputError("no items for the contact sheet; give at least one (image, map, caption)")
+    columns = min(len(items), 4) if columns is None else columns
+    if columns < 1 or panel_size < 64:
+        raise InputError(f"columns is {columns} and panel_size is {panel_size}; give at least 1 and 64")
+    if not panels or set(panels) - {"image", "map", "overlay"}:
+        raise InputError(f'panels is {tuple(panels)}; give one or more of "image", "map" and "overlay"')
+    pairs = [_as_pair(image, map) for image, map, _ in items]
+    span = _value_range([values for _, values in pairs], low, high)
+    size = _text_size(panel_size)
+    cells = [
+        _cell(picture, values, caption, span, panels, panel_size, size)
+        for (picture, values), (_, _, caption) in zip(pairs, items, strict=True)
+    ]
+    rows = [_row(_same_height(cells[at : at + columns]), size + 4) for at in range(0, len(cells), columns)]
+    grid = _stack(rows, size)
+    bar = _horizontal_bar(span, min(grid.width, 360), "ponder cost", size)
+    return _page(_stack([grid, bar], size), title, "", size)
+
+
+def softmax_map(map: ArrayLike, temperature: float = 0.2, rescale: bool = False) -> FloatMap:
+    """Turn a map into a distribution over positions, the form in which the paper shows its saliency maps.
+
+    The result is softmax(map / temperature) over all positions. Raw ponder costs differ by many units, so at temperature
+    1/5 almost all of the sum falls on the maximum; `rescale` maps them to [0, 1] first, which keeps the rest visible.
+
+    Args:
+        map: real [H, W], finite.
+        temperature: above 0; smaller is more peaked.
+        rescale: whether to map [minimum, maximum] to [0, 1] before the softmax; a constant map then stays constant.
+
+    Returns:
+        float64 [H, W], positive where it does not underflow, with sum 1.
+
+    Raises:
+        InputError: the map is not a finite, non-empty array of rank 2, or temperature is not above 0.
+
+    Source: arXiv 1612.02297, the saliency figure (temperature 1/5).
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature is {temperature}; give a number above 0")
+    values = _as_map(map)
+    values = values - values.max()
+    if rescale and values.min() < 0:
+        values = values / -values.min()
+    weights = np.exp(values / temperature)
+    distribution: FloatMap = weights / weights.sum()
+    return distribution
+
+
+def auc(map: ArrayLike, mask: ArrayLike) -> float:
+    """Compute the area under the ROC curve of a map used as a score for an object mask.
+
+    This is the share of pairs (position on the object, position off it) in which the map is higher on the object, a tie
+    counting one half. It is counted in integers, hence exact.
+
+    Args:
+        map: real [h, w] with h <= H and w <= W, finite.
+        mask: bool [H, W], True on the object.
+
+    Returns:
+        A number from 0 to 1; 0.5 for a map that tells nothing.
+
+    Raises:
+        InputError: an unusable map, a mask that is not boolean of rank 2, all True, all False or smaller than the map.
+    """
+    on_object = np.asarray(mask)
+    if on_object.dtype != np.bool_ or on_object.ndim != 2:
+        raise InputError(
+            f"the mask is {on_object.dtype} {list(on_object.shape)}; give bool [H, W], for example `mask > 0`"
+        )
+    positives = int(on_object.sum())
+    if positives in (0, on_object.size):
+        raise InputError(
+            f"the mask is {bool(positives)} everywhere, so the ROC curve is undefined; leave this image out"
+        )
+    values = _as_map(map)
+    _check_fits(values, on_object.shape[1], on_object.shape[0], "mask")
+    distinct, group = np.unique(_resize(values, on_object.shape[0], on_object.shape[1]), return_inverse=True)
+    on = np.bincount(group.ravel()[on_object.ravel()], minlength=len(distinct))
+    off = np.bincount(group.ravel()[~on_object.ravel()], minlength=len(distinct))
+    below = np.cumsum(off) - off
+    twice_wins = int(np.sum(on * (2 * below + off)))
+    return twice_wins / (2 * positives * (on_object.size - positives))
+
+
+def save_png(image: ImageLike, path: str | os.PathLike[str]) -> Path:
+    """Write an image as PNG so that a reader sees the whole file or none; missing folders are made.
+
+    Args:
+        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey).
+        path: file to write or replace, ending in .png.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: an unusable image, a path that does not end in .png or cannot be written.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise InputError(f"{str(target)!r} does not end in .png; give a file name that does")
+    picture = image if isinstance(image, Image.Image) else _as_image(image)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InputError(f"{str(target)!r} cannot be written ({error}); give a writable path") from error
+    finally:
+        # is_file asks the folder, so a parent that is itself a file gives False rather than an error.
+        if temporary.is_file():
+            temporary.unlink()
+    return target
+
+
+def _as_map(map: ArrayLike) -> FloatMap:
+    try:
+        values = np.asarray(map)
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"dtype {values.dtype}")
+        values = values.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the map is no real array ({error}); give a float array [H, W], of a tensor its .detach().float().cpu()"
+        ) from error
+    if values.ndim != 2 or values.size == 0:
+        raise InputError(f"the map has shape {list(values.shape)}; give one map [H, W] with at least one position")
+    if not np.isfinite(values).all():
+        wrong = int((~np.isfinite(values)).sum())
+        raise InputError(f"the map has {wrong} NaN or infinite values out of {values.size}; give finite values")
+    return values
+
+
+def _as_image(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            opaque = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, (*_PAPER, 255)), opaque).convert("RGB")
+        return image.convert("RGB")
+    pixels = np.asarray(image)
+    grey_or_rgb = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not grey_or_rgb or pixels.size == 0:
+        raise InputError(f"the image is {pixels.dtype} {list(pixels.shape)}; give a PIL image or uint8 [H, W, 3]")
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _as_pair(image: ImageLike, map: ArrayLike) -> tuple[Image.Image, FloatMap]:
+    picture, values = _as_image(image), _as_map(map)
+    _check_fits(values, picture.width, picture.height, "image")
+    return picture, values
+
+
+def _check_fits(values: FloatMap, width: int, height: int, what: str) -> None:
+    if values.shape[0] > height or values.shape[1] > width:
+        raise InputError(
+            f"the map {list(values.shape)} is larger than the {what} [{height}, {width}]; "
+            "give a map of that size or smaller"
+        )
+
+
+def _value_range(maps: Sequence[FloatMap], low: float | None, high: float | None) -> tuple[float, float]:
+    given = [bound for bound in (low, high) if bound is not None]
+    if not all(math.isfinite(bound) for bound in given) or (len(given) == 2 and given[0] > given[1]):
+        raise InputError(f"the range is from low={low} to high={high}; give finite numbers with low <= high")
+    least = low if low is not None else min(float(values.min()) for values in maps)
+    most = high if high is not None else max(float(values.max()) for values in maps)
+    if low is None:
+        least = min(least, most)
+    most = max(least, most)
+    # A range of rounding errors counts as constant too: stretched over the whole scale it would show noise.
+    magnitude = max(abs(least), abs(most))
+    if most - least > 1e-9 * magnitude:
+        return least, most
+    margin = max(0.5, 1e-6 * magnitude)
+    return least - margin, most + margin
+
+
+def _relative(values: FloatMap, low: float, high: float) -> FloatMap:
+    relative: FloatMap = np.clip((values - low) / (high - low), 0, 1)
+    return relative
+
+
+def _colors(relative: FloatMap) -> NDArray[np.uint8]:
+    return _TABLE[np.rint(relative * 255).astype(np.intp)]
+
+
+def _resize(values: FloatMap, height: int, width: int) -> FloatMap:
+    rows = np.arange(height) * values.shape[0] // height
+    columns = np.arange(width) * values.shape[1] // width
+    resized: FloatMap = values[rows[:, None], columns]
+    return resized
+
+
+def _overlay(picture: Image.Image, values: FloatMap, span: tuple[float, float], alpha: float = _ALPHA) -> Image.Image:
+    relative = _resize(_relative(values, *span), picture.height, picture.width)
+    spent = relative[..., None]
+    # The square root lifts the middle of the range, where the picture would be too dark and the tint too weak to see.
+    lifted = np.sqrt(spent)
+    pixels = np.asarray(picture, dtype=np.float64)
+    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None]
+    toned = (0.35 + 0.65 * lifted) * (grey + spent * (pixels - grey))
+    # Shading the colour by the picture's brightness keeps its detail under a strong tint.
+    shaded = _colors(relative) * (0.4 + 0.6 * grey / 255)
+    return Image.fromarray(np.rint(toned + alpha * lifted * (shaded - toned)).astype(np.uint8))
+
+
+def _map_panel(values: FloatMap, size: tuple[int, int], span: tuple[float, float]) -> Image.Image:
+    return Image.fromarray(_colors(_relative(_resize(values, size[1], size[0]), *span)))
+
+
+def _panel_side(picture: Image.Image, largest: int) -> int:
+    longer = max(picture.size)
+    return _ENLARGED if longer < _ENLARGE_BELOW else min(longer, largest)
+
+
+def _resize_to_panel(picture: Image.Image, side: int) -> Image.Image:
+    """Bring the longer side to `side`; tiny images keep their pixels as squares."""
+    longer = max(picture.size)
+    if longer == side:
+        return picture
+    size = (max(1, round(picture.width * side / longer)), max(1, round(picture.height * side / longer)))
+    resample = Image.Resampling.NEAREST if longer <= _PIXEL_ART else Image.Resampling.LANCZOS
+    return picture.resize(size, resample)
+
+
+def _cell(
+    picture: Image.Image,
+    values: FloatMap,
+    caption: str,
+    span: tuple[float, float],
+    panels: Sequence[str],
+    panel_size: int,
+    text_size: int,
+) -> Image.Image:
+    picture = _resize_to_panel(picture, panel_size)
+    make: dict[str, Callable[[], Image.Image]] = {
+        "image": lambda: picture,
+        "map": lambda: _map_panel(values, picture.size, span),
+        "overlay": lambda: _overlay(picture, values, span),
+    }
+    row = _row([make[panel]() for panel in panels], 3)
+    cell = Image.new("RGB", (panel_size * len(panels) + 3 * (len(panels) - 1), row.height), _PAPER)
+    cell.paste(row, (0, 0))
+    return _stack([cell, _text(caption, text_size, cell.width)], text_size // 2) if caption else cell
+
+
+def _same_height(cells: Sequence[Image.Image]) -> list[Image.Image]:
+    height = max(cell.height for cell in cells)
+    padded = []
+    for cell in cells:
+        canvas = Image.new("RGB", (cell.width, height), _PAPER)
+        canvas.paste(cell, (0, 0))
+        padded.append(canvas)
+    return padded
+
+
+def _horizontal_bar(span: tuple[float, float], width: int, label: str, size: int = 14) -> Image.Image:
+    thickness, line = max(10, size * 3 // 4), _line_height(size)
+    top = line + size // 4 if label else 0
+    bar = Image.new("RGB", (width, top + thickness + size // 3 + line), _PAPER)
+    draw = ImageDraw.Draw(bar)
+    if label:
+        bar.paste(_text(label, size, width, _FAINT_INK), (0, 0))
+    colors = _TABLE[np.rint(np.linspace(0, 255, width)).astype(np.intp)]
+    bar.paste(Image.fromarray(np.repeat(colors[None], thickness, axis=0)), (0, top))
+    for value, text in _tick_texts(span, width, lambda text: _width(text, size) + size):
+        x = (value - span[0]) / (span[1] - span[0]) * (width - 1)
+        written = _text(text, size, width)
+        if value not in span:
+            draw.line((x, top + thickness, x, top + thickness + size // 4), _FAINT_INK)
+        bar.paste(
+            written, (round(min(max(x - written.width / 2, 0), width - written.width)), top + thickness + size // 3)
+        )
+    return bar
+
+
+def _vertical_bar(span: tuple[float, float], height: int, label: str, size: int = 14) -> Image.Image:
+    thickness, line = max(10, size * 3 // 4), _line_height(size)
+    texts = _tick_texts(span, height, lambda _: 1.6 * line)
+    ticks_end = thickness + size // 3
+    text_end = ticks_end + size // 4 + max(_width(text, size) for _, text in texts)
+    bar = Image.new("RGB", (text_end + (size // 3 + line if label else 0), height), _PAPER)
+    draw = ImageDraw.Draw(bar)
+    colors = _TABLE[np.rint(np.linspace(255, 0, height)).astype(np.intp)]
+    bar.paste(Image.fromarray(np.repeat(colors[:, None], thickness, axis=1)), (0, 0))
+    for value, text in texts:
+        y = (span[1] - value) / (span[1] - span[0]) * (height - 1)
+        if value not in span:
+            draw.line((thickness, y, ticks_end, y), _FAINT_INK)
+        # The ends are moved inwards by less than half a line, so that capitals touch the ends of the bar.
+        at = min(max(y - line / 2, -0.15 * size), height - line + 0.15 * size)
+        bar.paste(_text(text, size, text_end), (ticks_end + size // 4, round(at)))
+    if label:
+        upright = _text(label, size, height, _FAINT_INK).rotate(90, expand=True)
+        bar.paste(upright, (text_end + size // 3, (height - upright.height) // 2))
+    return bar
+
+
+def _tick_texts(span: tuple[float, float], length: int, room: Callable[[str], float]) -> list[tuple[float, str]]:
+    """Both ends, and between them the round values that leave `room` pixels around each text."""
+    low, high = span
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)
+    magnitude = math.floor(math.log10(high - low))
+    decimals = max(int(magnitude < 2), 1 - magnitude)
+    written = [(value, f"{value:.{decimals}f}") for value in (low, high)]
+    per_value = (length - 1) / (high - low)
+    inner = []
+    for count in range(math.ceil(low / step), math.floor(high / step) + 1):
+        value, text = count * step, f"{count * step:.{max(0, -math.floor(math.log10(step)))}f}"
+        if all(abs(value - end) * per_value >= room(text) + 0.5 * room(end_text) for end, end_text in written):
+            inner.append((value, text))
+    return [written[0], *inner, written[1]]
+
+
+# Text is drawn three times as large and reduced: at its own size the hinting of small letters spoils their spacing.
+_OVERSAMPLE = 3
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_OVERSAMPLE * size)
+
+
+def _text_size(panel_width: int) -> int:
+    return min(max(round(panel_width / 22), 14), 20)
+
+
+def _line_height(size: int) -> int:
+    return math.ceil(1.25 * size)
+
+
+def _width(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(text) / _OVERSAMPLE)
+
+
+def _text(text: str, size: int, width: int, ink: tuple[int, int, int] = _INK) -> Image.Image:
+    """Text on white, broken into lines of at most `width` pixels; a word that is too long ends in dots."""
+    lines = [line for paragraph in text.splitlines() or [""] for line in _wrap(paragraph, size, width)]
+    shape = (max(1, *(_width(line, size) for line in lines), 1), len(lines) * _line_height(size))
+    letters = Image.new("L", (shape[0] * _OVERSAMPLE, shape[1] * _OVERSAMPLE))
+    draw = ImageDraw.Draw(letters)
+    for number, line in enumerate(lines):
+        draw.text((0, number * _line_height(size) * _OVERSAMPLE), line, 255, _font(size))
+    canvas = Image.new("RGB", shape, _PAPER)
+    canvas.paste(ink, (0, 0), letters.resize(shape, Image.Resampling.LANCZOS))
+    return canvas
+
+
+def _wrap(paragraph: str, size: int, width: int) -> list[str]:
+    lines = [""]
+    for word in paragraph.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _width(longer, size) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_shorten(line, size, width) for line in lines]
+
+
+def _shorten(line: str, size: int, width: int) -> str:
+    if _width(line, size) <= width:
+        return line
+    while line and _width(line + "...", size) > width:
+        line = line[:-1]
+    return line + "..."
+
+
+def _row(images: Sequence[Image.Image], gap: int) -> Image.Image:
+    size = (sum(image.width for image in images) + gap * (len(images) - 1), max(image.height for image in images))
+    canvas, x = Image.new("RGB", size, _PAPER), 0
+    for image in images:
+        canvas.paste(image, (x, 0))
+        x += image.width + gap
+    return canvas
+
+
+def _stack(images: Sequence[Image.Image], gap: int) -> Image.Image:
+    size = (max(image.width for image in images), sum(image.height for image in images) + gap * (len(images) - 1))
+    canvas, y = Image.new("RGB", size, _PAPER), 0
+    for image in images:
+        canvas.paste(image, (0, y))
+        y += image.height + gap
+    return canvas
+
+
+def _page(body: Image.Image, title: str, caption: str, size: int) -> Image.Image:
+    parts = [_text(title, round(1.3 * size), body.width)] if title else []
+    parts.append(body)
+    if caption:
+        parts.append(_text(caption, size, body.width, _FAINT_INK))
+    content = _stack(parts, size)
+    margin = round(1.6 * size)
+    page = Image.new("RGB", (content.width + 2 * margin, content.height + 2 * margin), _PAPER)
+    page.paste(content, (margin, margin))
+    return page

@@ -1,0 +1,6 @@
+"""The networks: stem, blocks, head; built by name."""
+
+from .network import Network, NetworkConfig
+from .registry import build, config_from_dict, create_model, list_models
+
+__all__ = ["Network", "NetworkConfig", "build", "config_from_dict", "create_model", "list_models"]

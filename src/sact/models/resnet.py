@@ -1,0 +1,65 @@
+"""The ImageNet family: pre-activation ("v2") bottleneck networks. Section 4.1 of the paper, slim's resnet_v2."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+from torch import nn
+
+from ..block import Block
+from ..layers import BatchNorm2d, SameMaxPool2d, init_weights
+from ..scores import make_score
+from ..units import Unit
+from .network import Network, NetworkConfig
+
+STEM_CHANNELS = 64
+EXPANSION = 4
+
+norm = partial(BatchNorm2d, eps=1e-5, momentum=0.003)
+
+
+def bottleneck(in_channels: int, width: int, stride: int) -> Unit:
+    """A unit of 1x1, 3x3, 1x1 convolutions, `width` channels inside and 4 x `width` outside."""
+    out_channels = EXPANSION * width
+    preact = nn.Sequential(OrderedDict(norm=norm(in_channels), act=nn.ReLU()))
+    branch = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(in_channels, width, 1, bias=False),
+            norm1=norm(width),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(width, width, 3, stride, padding=1, bias=False),
+            norm2=norm(width),
+            act2=nn.ReLU(),
+            conv3=nn.Conv2d(width, out_channels, 1),
+        )
+    )
+    if in_channels != out_channels:
+        return Unit(preact, branch, nn.Conv2d(in_channels, out_channels, 1, stride), shortcut_preactivated=True)
+    return Unit(preact, branch, nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity())
+
+
+def build(config: NetworkConfig) -> Network:
+    """A network of the ImageNet family; blocks after the first halve the resolution in their first unit."""
+    stem = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(config.in_channels, STEM_CHANNELS, 7, 2, padding=3), pool=SameMaxPool2d())
+    )
+    channels = STEM_CHANNELS
+    blocks, feature_channels = [], []
+    for index, count in enumerate(config.units):
+        width = config.base_channels * 2**index
+        units = []
+        for position in range(count):
+            units.append(bottleneck(channels, width, 2 if index and position == 0 else 1))
+            channels = EXPANSION * width
+        heads = count - 1 if config.halting != "none" else 0
+        scores = [make_score(config.halting, channels, norm, nn.Identity()) for _ in range(heads)]
+        blocks.append(Block(units, scores, config.halting, config.eps))
+        feature_channels.append(channels)
+    head = nn.Sequential(OrderedDict(norm=norm(channels), act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1)))
+    strides = tuple(4 * 2**index for index in range(len(blocks)))
+    classifier = nn.Conv2d(channels, config.num_classes, 1)
+    network = Network(config, stem, blocks, head, classifier, tuple(feature_channels), strides)
+    init_weights(network)
+    network.reset_scores()
+    return network
