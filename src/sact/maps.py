@@ -1,7 +1,7 @@
 """Ponder maps as pictures: where in an image the network spent its units.
 
-A ponder map is a real array [H, W], the ponder cost at each position. It is as large as the image or smaller; a smaller one
-is resized with nearest neighbour, as `ponder.map(size)` does, so that a position of a block stays visible as a square.
+A ponder map is a real array [H, W], the ponder cost at each position. It is as large as the image or smaller; a smaller
+one is resized with nearest neighbour, as `ponder.map(size)` does, so that a position of a block stays a visible square.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _ANCHORS = (
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
 _FAINT_INK = (95, 99, 104)
-# Panels are enlarged when the longer side is below the first number, and reduced when it is above the last.
+# Longer side of a panel in pixels: below the first number it is enlarged to the second, above the third reduced to it.
 _ENLARGE_BELOW, _ENLARGED, _LARGEST = 224, 288, 640
-_LARGEST_OF_MANY = 384
+_LARGEST_BLOCK_PANEL = 384
+# Up to this side an image is enlarged without smoothing, which would only blur its few pixels.
 _PIXEL_ART = 48
 _ALPHA = 0.7
 
@@ -132,8 +133,8 @@ def figure(
     """Set image, ponder map and overlay side by side, with a colour bar that gives the value range.
 
     Args:
-        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey). It is enlarged when its longer side is below 224 pixels
-            and reduced when that is above 640.
+        image: PIL image, or uint8 [H, W, 3] (or [H, W] for grey). It is enlarged when its longer side is below 224
+            pixels and reduced when that is above 640.
         map: real [h, w] with h <= H and w <= W, finite.
         title: text above, "" for none.
         caption: text below, "" for none.
@@ -188,7 +189,7 @@ def block_figure(
     if not len(maps) or len(names) != len(maps):
         raise InputError(f"{len(maps)} maps and {len(names)} names; give at least one map and one name for each")
     blocks = [_as_pair(image, map)[1] for map in maps]
-    picture = _resize_to_panel(_as_image(image), _panel_side(_as_image(image), _LARGEST_OF_MANY))
+    picture = _resize_to_panel(_as_image(image), _panel_side(_as_image(image), _LARGEST_BLOCK_PANEL))
     size = _text_size(picture.width)
     gap = size // 2
     columns = [_stack([_text("image", size, picture.width, _FAINT_INK), picture], gap)]
@@ -249,8 +250,9 @@ def contact_sheet(
 def softmax_map(map: ArrayLike, temperature: float = 0.2, rescale: bool = False) -> FloatMap:
     """Turn a map into a distribution over positions, the form in which the paper shows its saliency maps.
 
-    The result is softmax(map / temperature) over all positions. Raw ponder costs differ by many units, so at temperature
-    1/5 almost all of the sum falls on the maximum; `rescale` maps them to [0, 1] first, which keeps the rest visible.
+    The result is softmax(map / temperature) over all positions. Raw ponder costs differ by many units, so at
+    temperature 1/5 almost all of the sum falls on the maximum; `rescale` maps them to [0, 1] first, which
+    keeps the rest visible.
 
     Args:
         map: real [H, W], finite.
@@ -363,15 +365,24 @@ def _as_map(map: ArrayLike) -> FloatMap:
 
 def _as_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            opaque = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, (*_PAPER, 255)), opaque).convert("RGB")
-        return image.convert("RGB")
+        return _as_rgb(image)
     pixels = np.asarray(image)
     grey_or_rgb = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if pixels.dtype != np.uint8 or not grey_or_rgb or pixels.size == 0:
         raise InputError(f"the image is {pixels.dtype} {list(pixels.shape)}; give a PIL image or uint8 [H, W, 3]")
     return Image.fromarray(pixels).convert("RGB")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise InputError(f"the image is {image.width} x {image.height} pixels; give one with at least one pixel")
+    try:
+        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+            return image.convert("RGB")
+        paper = Image.new("RGBA", image.size, (*_PAPER, 255))
+        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+    except OSError as error:
+        raise InputError(f"the image cannot be decoded ({error}); give a complete file") from error
 
 
 def _as_pair(image: ImageLike, map: ArrayLike) -> tuple[Image.Image, FloatMap]:
@@ -397,9 +408,9 @@ def _value_range(maps: Sequence[FloatMap], low: float | None, high: float | None
     if low is None:
         least = min(least, most)
     most = max(least, most)
-    # A range of rounding errors counts as constant too: stretched over the whole scale it would show noise.
+    # A range of float32 rounding errors counts as constant too: stretched over the whole scale it would show noise.
     magnitude = max(abs(least), abs(most))
-    if most - least > 1e-9 * magnitude:
+    if most - least > 1e-6 * magnitude:
         return least, most
     margin = max(0.5, 1e-6 * magnitude)
     return least - margin, most + margin
@@ -509,7 +520,8 @@ def _vertical_bar(span: tuple[float, float], height: int, label: str, size: int 
     texts = _tick_texts(span, height, lambda _: 1.6 * line)
     ticks_end = thickness + size // 3
     text_end = ticks_end + size // 4 + max(_width(text, size) for _, text in texts)
-    bar = Image.new("RGB", (text_end + (size // 3 + line if label else 0), height), _PAPER)
+    upright = _text(label, size, height, _FAINT_INK).rotate(90, expand=True)
+    bar = Image.new("RGB", (text_end + (size // 3 + upright.width if label else 0), height), _PAPER)
     draw = ImageDraw.Draw(bar)
     colors = _TABLE[np.rint(np.linspace(255, 0, height)).astype(np.intp)]
     bar.paste(Image.fromarray(np.repeat(colors[:, None], thickness, axis=1)), (0, 0))
@@ -521,7 +533,6 @@ def _vertical_bar(span: tuple[float, float], height: int, label: str, size: int 
         at = min(max(y - line / 2, -0.15 * size), height - line + 0.15 * size)
         bar.paste(_text(text, size, text_end), (ticks_end + size // 4, round(at)))
     if label:
-        upright = _text(label, size, height, _FAINT_INK).rotate(90, expand=True)
         bar.paste(upright, (text_end + size // 3, (height - upright.height) // 2))
     return bar
 

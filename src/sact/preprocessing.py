@@ -156,7 +156,7 @@ def resize_legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
 
 def to_unit_tensor(image: Image.Image) -> Tensor:
     """[3, H, W] float32 in [0, 1] of an RGB picture."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(255.0)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255.0)
 
 
 def _resize_short_side(image: Image.Image, side: int) -> Image.Image:

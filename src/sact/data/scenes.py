@@ -26,6 +26,8 @@ DEFAULT_SCALE = (0.25, 0.6)
 _SUPPORT = 12
 # Empty pixels around an item before it is enlarged, so that its edge fades out.
 _PAD = 2
+# The least opacity of an edge pixel.
+_MIN_EDGE = 0.35
 # The smallest crop of a photograph, as a fraction of its short side.
 _MIN_ZOOM = 0.25
 # The least difference in mean grey, of 255, between an item and what it covers.
@@ -213,13 +215,16 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
         x0, y0 = round((x - margin) * size), round((y - margin) * size)
         side = max(8, round((extent + 2 * margin) * size))
         flip = draw[0] < 0.5
-        grey = Image.fromarray(self._items[item])
-        cut = Image.fromarray(np.unpackbits(self._cuts[item], axis=-1) * np.uint8(255))
-        # An item's edge pixels were blended with black: take their shade from inside, else every object wears a dark outline.
-        core = cut.filter(ImageFilter.MinFilter(3))
-        grey = Image.composite(grey, grey.filter(ImageFilter.MaxFilter(3)), core)
+        grey, cut = self._items[item], np.unpackbits(self._cuts[item], axis=-1) * np.uint8(255)
+        # An item's edge pixels were blended with black. Take their shade from inside, else every object wears a dark outline, and
+        # their darkness as transparency, so that outlines are smooth.
+        core = np.asarray(Image.fromarray(cut).filter(ImageFilter.MinFilter(3)))
+        bright = np.asarray(Image.fromarray(grey).filter(ImageFilter.MaxFilter(3)))
+        opaque = (grey * np.float32(255.0) / np.maximum(bright, 1)).clip(_MIN_EDGE * 255.0)
+        cut = np.where(core > 0, cut, np.minimum(cut, opaque)).astype(np.uint8)
+        layers = (Image.fromarray(np.where(core > 0, grey, bright)), Image.fromarray(cut))
         shade, alpha = (
-            np.asarray(layer.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32) for layer in (grey, cut)
+            np.asarray(layer.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32) for layer in layers
         )
         if flip:
             shade, alpha = shade[:, ::-1], alpha[:, ::-1]
