@@ -53,6 +53,7 @@ def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None
 
     Raises:
         CheckpointError: the folder cannot be written.
+        InputError: the metadata is not JSON-able.
     """
     folder = Path(folder)
     config = {
@@ -62,11 +63,15 @@ def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None
         "class_names": model.class_names,
         "metadata": metadata,
     }
+    try:
+        text = json.dumps(config, indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the metadata cannot be written as JSON ({error}); pass numbers, texts, lists and dicts") from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
         atomic_write(folder / WEIGHTS_NAME, lambda path: safetensors.torch.save_file(tensors, path))
-        atomic_write(folder / CONFIG_NAME, lambda path: _write_text(path, json.dumps(config, indent=2) + "\n"))
-    except OSError as error:
+        atomic_write(folder / CONFIG_NAME, lambda path: _write_text(path, text))
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
 
 
@@ -82,10 +87,14 @@ def from_pretrained(source: str | Path, halting: Halting | None = None, eps: flo
 
     Raises:
         CheckpointError: nothing is there, or the files are damaged or of another network.
+        InputError: `halting` or `eps` is out of range.
     """
     folder = _locate(source)
     config = read_config(folder)
-    saved = config_from_dict(config["network"])
+    try:
+        saved = config_from_dict(config["network"])
+    except InputError as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME} is not usable: {error}") from error
     model = build(replace(saved, halting=halting or saved.halting, eps=saved.eps if eps is None else eps))
     model.preprocessing = config.get("preprocessing")
     model.class_names = config.get("class_names")
@@ -187,7 +196,7 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
     except (OSError, ValueError) as error:  # the hub's own errors derive from these
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f'"{hub_id}" is neither a folder here nor to be had from the hub: {reason}') from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -39,7 +39,15 @@ class CompiledNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.engine = engine
-        self._run: Run = import_module(f".{engine}", __name__).prepare(model)
+        self._run: Run = _prepare(model, engine)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the network and the engine's name; what the engine prepared is prepared anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = _prepare(self.model, self.engine)
 
     def forward(
         self, images: Tensor, return_ponder: bool = False, return_halting_distribution: bool = False
@@ -71,3 +79,8 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
     if name not in ENGINES:
         raise InputError(f'engine is "{engine}", but it must be one of "auto", {", ".join(repr(e) for e in ENGINES)}')
     return CompiledNetwork(model, name)
+
+
+def _prepare(model: Network, engine: str) -> Run:
+    run: Run = import_module(f".{engine}", __name__).prepare(model)
+    return run

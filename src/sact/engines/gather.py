@@ -99,7 +99,8 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
         if output is None:
             output = torch.zeros_like(x, dtype=state.remainder.dtype)
         output = output.index_add(0, going, weight[going][:, None, None, None] * x)
-        weights.append(weight)
+        if keep_distribution:
+            weights.append(weight)
         still = state.active[going].nonzero()[:, 0]
         if not len(still):
             break

@@ -134,7 +134,7 @@ class Network(nn.Module):
         """Raise InputError, naming the value and the remedy, if `images` cannot be used."""
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"images must be a tensor [N, C, H, W], got {got}; add a batch axis with images[None]")
+            raise InputError(f"images must be a tensor [N, C, H, W], got {got}; one image is a batch of one, image[None]")
         if images.shape[0] == 0:
             raise InputError(f"the batch is empty (shape {tuple(images.shape)}); pass at least one image")
         if images.shape[1] != self.config.in_channels:
@@ -161,7 +161,11 @@ class Network(nn.Module):
             )
         on_cpu = images.device.type == "cpu"  # elsewhere the check would make the host wait for the device
         if on_cpu and not torch.compiler.is_compiling() and not bool(torch.isfinite(images).all()):
-            raise InputError("images hold NaN or infinite values; check how they were loaded and scaled")
+            index = tuple((~torch.isfinite(images)).nonzero()[0].tolist())
+            raise InputError(
+                f"images hold NaN or infinite values, the first is {images[index].item()} at {index}; "
+                "check how they were loaded and scaled"
+            )
 
     def score_parameters(self) -> list[nn.Parameter]:
         """The parameters of the score heads."""

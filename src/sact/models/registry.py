@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -63,14 +64,18 @@ def create_model(
     base = _find(name)
     if units is None and not base.units:
         raise InputError(f'model "{name}" needs units, the number of units per block, for instance units=[2, 3, 4, 2]')
+    try:
+        counts = base.units if units is None else tuple(operator.index(count) for count in units)
+    except TypeError as error:
+        raise InputError(f"units is {units!r}, but it must be a list of whole numbers, one per block") from error
     config = replace(
         base,
-        units=tuple(int(count) for count in units) if units is not None else base.units,
+        units=counts,
         base_channels=base.base_channels if base_channels is None else base_channels,
         num_classes=base.num_classes if num_classes is None else num_classes,
         in_channels=in_channels,
         halting=halting,
-        eps=check_eps(eps),
+        eps=eps,
         features_only=features_only,
     )
     return build(config)
@@ -82,30 +87,40 @@ def build(config: NetworkConfig) -> Network:
     Raises:
         InputError: a value out of range.
     """
-    if config.halting not in get_args(Halting):
-        raise InputError(f'halting is "{config.halting}", but it must be one of "none", "act", "sact"')
-    if not config.units or min(config.units) < 1:
-        raise InputError(f"units is {list(config.units)}, but every block needs at least 1 unit")
-    for field in ("base_channels", "num_classes", "in_channels"):
-        if getattr(config, field) < 1:
-            raise InputError(f"{field} is {getattr(config, field)}, but it must be at least 1")
+    check_config(config)
+    return FAMILIES[config.family](config)
+
+
+def check_config(config: NetworkConfig) -> None:
+    """Raise InputError, naming the field and its value, if `config` describes no network."""
     if config.family not in FAMILIES:
         raise InputError(f'family is "{config.family}", but it must be one of {", ".join(FAMILIES)}')
-    return FAMILIES[config.family](config)
+    if config.halting not in get_args(Halting):
+        raise InputError(f'halting is "{config.halting}", but it must be one of "none", "act", "sact"')
+    if not config.units or not all(_is_count(count) for count in config.units):
+        raise InputError(f"units is {list(config.units)}, but every block needs at least 1 unit")
+    for field in ("base_channels", "num_classes", "in_channels"):
+        if not _is_count(getattr(config, field)):
+            raise InputError(f"{field} is {getattr(config, field)}, but it must be a whole number of at least 1")
+    check_eps(config.eps)
 
 
 def config_from_dict(fields: dict[str, Any]) -> NetworkConfig:
     """The inverse of `NetworkConfig.to_dict`.
 
     Raises:
-        InputError: a field is missing or unknown.
+        InputError: a field is missing, unknown or out of range.
     """
     try:
         config = NetworkConfig(**(fields | {"units": tuple(fields["units"])}))
     except (TypeError, KeyError) as error:
         raise InputError(f"the configuration does not describe a network of this version: {error}") from error
-    check_eps(config.eps)
+    check_config(config)
     return config
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _find(name: str) -> NetworkConfig:

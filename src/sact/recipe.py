@@ -1,0 +1,167 @@
+"""A recipe: one experiment as one flat YAML file. A misspelt field or an impossible value is an error."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .data import list_datasets
+from .errors import InputError, RecipeError
+from .models import create_model
+from .scores import Halting
+
+
+class Recipe(BaseModel):
+    """Everything that defines a training run. Steps count optimiser steps, epochs count passes over the training set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # The network: arguments of sact.create_model.
+    model: str
+    units: list[int] | None = None
+    base_channels: int | None = None
+    num_classes: int | None = Field(None, description="by default the data set's number of classes")
+    halting: Halting = "none"
+    eps: float = Field(0.01, gt=0, lt=1)
+    tau: float = Field(0.0, ge=0, le=1, description="weight of the ponder cost in the loss; larger means less computation")
+    init: str | None = Field(None, description="checkpoint to start from; a plain one gives an adaptive network fresh heads")
+
+    # The data: arguments of sact.data.create_dataset.
+    data: str
+    data_dir: str | None = None
+    data_options: dict[str, Any] = {}
+    image_size: int | None = Field(None, ge=32)
+    train_length: int | None = Field(None, ge=1, description="images per epoch; by default all")
+    val_length: int | None = Field(None, ge=1)
+    cache: bool = Field(False, description="draw the training images once and keep them as uint8 on disk")
+
+    # The optimisation.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    score_lr_scale: float = Field(1.0, gt=0, description="learning rate of the score heads relative to the rest")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(2e-4, ge=0, description="on convolution weights only, as in the paper")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    batch_size: int = Field(128, ge=1)
+    max_epochs: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    schedule: Literal["step", "one_cycle", "constant"] = "step"
+    milestones: list[int] = Field([], description="where lr drops, in steps if max_steps is given, else in epochs")
+    gamma: float = Field(0.1, gt=0, le=1)
+    norm_momentum: float | None = Field(None, gt=0, le=1, description="overrides the family's running-statistics momentum")
+    freeze_norms: bool = Field(False, description="keep norms in evaluation mode, as when fine-tuning a detector")
+
+    # The machine.
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    channels_last: bool = True
+    workers: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.data not in list_datasets():
+            raise ValueError(f'data is "{self.data}", but it must name a data set: {", ".join(list_datasets())}')
+        if (self.max_epochs is None) == (self.max_steps is None):
+            raise ValueError("give either max_epochs or max_steps (and not both)")
+        if self.tau > 0 and self.halting == "none":
+            raise ValueError(f'tau is {self.tau}, but halting is "none"; set halting to "act" or "sact"')
+        return self
+
+
+def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file of `Recipe` fields.
+        **overrides: fields that replace those of the file.
+
+    Raises:
+        RecipeError: the file cannot be read, a field is misspelt, missing or out of range.
+    """
+    path = Path(path)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}; see the folder recipes/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"the recipe {path} must hold fields like 'model: resnet101', but holds {type(fields).__name__}")
+    return make_recipe(fields | overrides, str(path))
+
+
+def make_recipe(fields: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Validate fields; `source` is named in errors.
+
+    Raises:
+        RecipeError: a field is misspelt, missing or out of range, or the network they describe cannot exist.
+    """
+    try:
+        recipe = Recipe(**fields)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error)}") from error
+    try:
+        if recipe.model in ("resnet", "cifar_resnet") or recipe.units or recipe.base_channels:
+            create_model(recipe.model, recipe.halting, units=recipe.units, base_channels=1)
+    except InputError as error:
+        raise RecipeError(f"{source}: {error}") from error
+    return recipe
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`--tau 0.01 --units [3,4]` or `--tau=0.01` as recipe fields; values are read as YAML.
+
+    Raises:
+        RecipeError: an argument is not of this form, or names no field.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise RecipeError(f'unexpected argument "{flag}"; recipe fields are overridden like --tau 0.01')
+        name, equals, value = flag[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in Recipe.model_fields:
+            raise RecipeError(_unknown(name))
+        if not equals:
+            if not rest:
+                raise RecipeError(f"--{name} needs a value, for instance --{name}={Recipe.model_fields[name].default}")
+            value = rest.pop(0)
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f'--{name} has the value "{value}", which is not valid YAML') from error
+    return overrides
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every field included."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown(name)
+    if first["type"] == "missing":
+        return f"the field {name} is missing; add '{name}: ...'" + (
+            f" (one of {', '.join(list_datasets())})" if name == "data" else ""
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name} is {first['input']!r}: {message[0].lower()}{message[1:]}" if name else message
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+    return f'there is no field "{name}"; ' + (
+        f"did you mean {near[0]}?" if near else f"the fields are {', '.join(Recipe.model_fields)}"
+    )

@@ -1,0 +1,86 @@
+"""Ponder statistics over a data set, gathered over processes like any torchmetrics metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ..ponder import Ponder
+
+
+class PonderStatistics(Metric):
+    """FLOPs per image and per block, and per block the ponder cost and unit counts over all positions.
+
+    `update` takes a `Ponder`; `compute` returns a JSON-able dict with
+
+    - `flops`: mean and std per image, `dense_flops` of the plain network, `share` = mean / dense;
+    - `blocks`: for each, `flops` mean and std, `units` mean, std, max, `unit_count` (L), `dead_units` (never evaluated),
+      and `cost` mean and std (None in a plain network).
+    """
+
+    full_state_update = False
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        wide = torch.float64
+        self.add_state("images", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+        self.add_state("flops", torch.zeros(blocks + 1, 2, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros(blocks, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("units", torch.zeros(blocks, 2, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("cost", torch.zeros(blocks, 2, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("most", torch.zeros(blocks, dtype=wide), dist_reduce_fx="max")
+        self.add_state("length", torch.zeros(blocks, dtype=wide), dist_reduce_fx="max")
+        self.add_state("dense", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+        self.adaptive = False
+
+    def set_dtype(self, dst_type: Any) -> PonderStatistics:
+        """Keep float64 whatever the network's precision: sums of squared FLOPs need it."""
+        return self
+
+    @torch.no_grad()
+    def update(self, ponder: Ponder) -> None:
+        """Add a batch."""
+        count = len(ponder.flops)
+        self.images += count
+        self.dense += float(ponder.dense_flops) * count
+        self.flops[-1] += _sums(ponder.flops)
+        for index, block in enumerate(ponder.blocks):
+            self.flops[index] += _sums(block.flops)
+            self.positions[index] += block.units.numel()
+            self.units[index] += _sums(block.units)
+            self.most[index] = torch.maximum(self.most[index], block.units.max().to(self.most))
+            self.length[index] = block.max_units
+            if block.cost is not None:
+                self.adaptive = True
+                self.cost[index] += _sums(block.cost)
+
+    def compute(self) -> dict[str, Any]:
+        """The statistics so far, as plain numbers."""
+        blocks = []
+        for index in range(len(self.positions)):
+            units = _mean_std(self.units[index], self.positions[index])
+            units |= {"max": int(self.most[index]), "unit_count": int(self.length[index])}
+            blocks.append(
+                {
+                    "flops": _mean_std(self.flops[index], self.images),
+                    "units": units | {"dead_units": int(self.length[index] - self.most[index])},
+                    "cost": _mean_std(self.cost[index], self.positions[index]) if self.adaptive else None,
+                }
+            )
+        flops = _mean_std(self.flops[-1], self.images)
+        dense = float(self.dense / self.images)
+        cost = sum(block["cost"]["mean"] for block in blocks if block["cost"]) if self.adaptive else None
+        return {"flops": flops, "dense_flops": dense, "share": flops["mean"] / dense, "cost": cost, "blocks": blocks}
+
+
+def _sums(values: Tensor) -> Tensor:
+    values = values.detach().double()
+    return torch.stack([values.sum(), values.square().sum()])
+
+
+def _mean_std(sums: Tensor, count: Tensor) -> dict[str, float]:
+    mean = float(sums[0] / count)
+    return {"mean": mean, "std": max(float(sums[1] / count) - mean * mean, 0.0) ** 0.5}

@@ -1,0 +1,52 @@
+"""Networks whose halting varies: what most tests of blocks, engines and models run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sact
+
+MakeModel = Callable[..., sact.Network]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes tens of seconds")
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """`sact.create_model` with seeded weights, norms as after training, and heads that halt early, late and in between."""
+
+    def make(name: str = "resnet", seed: int = 0, **options: Any) -> sact.Network:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = sact.create_model(name, **options)
+            with torch.no_grad():
+                _vary(model)
+        return model.eval()
+
+    return make
+
+
+def _vary(model: sact.Network) -> None:
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.2)
+    for block in model.blocks:
+        for head in block.scores:
+            for conv in (module for module in head.modules() if isinstance(module, nn.Conv2d)):
+                conv.weight.normal_(0, 1.5 * conv.weight[0].numel() ** -0.5)
+                if conv.bias is not None:  # a mean score such that about half of the units run
+                    conv.bias.copy_(torch.empty(1).uniform_(0.5, 3).div(len(block.units)).clamp(max=0.9).logit())
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(torch.randn(4, model.config.in_channels, 48, 40))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
