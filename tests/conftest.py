@@ -10,12 +10,18 @@ import torch
 from torch import nn
 
 import sact
+from sact.scores import ImageScore
 
 MakeModel = Callable[..., sact.Network]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes tens of seconds")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -40,10 +46,11 @@ def _vary(model: sact.Network) -> None:
         norm.bias.normal_(0, 0.2)
     for block in model.blocks:
         for head in block.scores:
-            for conv in (module for module in head.modules() if isinstance(module, nn.Conv2d)):
-                conv.weight.normal_(0, 1.5 * conv.weight[0].numel() ** -0.5)
-                if conv.bias is not None:  # a mean score such that about half of the units run
-                    conv.bias.copy_(torch.empty(1).uniform_(0.5, 3).div(len(block.units)).clamp(max=0.9).logit())
+            decisive = head.global_conv if isinstance(head, ImageScore) else head.local_conv
+            head.global_conv.weight.normal_(0, 0.3 * head.global_conv.in_channels**-0.5)
+            decisive.weight.normal_(0, 1.5 * decisive.weight[0].numel() ** -0.5)
+            # A mean score with which about half of the units run.
+            decisive.bias.copy_(torch.empty(1).uniform_(0.5, 3).div(len(block.units)).clamp(max=0.9).logit())
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0

@@ -6,10 +6,12 @@ import json
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -27,6 +29,9 @@ from ..models import Network, create_model
 from ..recipe import Recipe, dump_recipe
 from .classification import Classification
 from .pictures import PonderPictures
+
+# TensorBoard would import all of TensorFlow, where that is installed, merely to write event files; this is its own switch.
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 RECIPE_NAME = "recipe.yaml"
 MODEL_FOLDER = "model"
