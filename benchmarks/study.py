@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FULL = (6, 8, 4)
 DEPTHS = [FULL, (4, 5, 3), (2, 3, 2)]
-TAUS = {"sact": [0.005, 0.01, 0.02, 0.04, 0.08], "act": [0.01, 0.02, 0.04]}
+TAUS = {"sact": [0.01, 0.02, 0.04, 0.08], "act": [0.01, 0.02, 0.04]}
 
 
 def plain_name(units: tuple[int, ...]) -> str:
