@@ -15,10 +15,6 @@ from sact.scores import ImageScore
 MakeModel = Callable[..., sact.Network]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes tens of seconds")
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -26,7 +22,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def make_model() -> MakeModel:
-    """`sact.create_model` with seeded weights, norms as after training, and heads that halt early, late and in between."""
+    """`sact.create_model` with seeded weights, norms as after training, and heads that halt early, late and between."""
 
     def make(name: str = "resnet", seed: int = 0, **options: Any) -> sact.Network:
         with torch.random.fork_rng(devices=[]):

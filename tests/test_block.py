@@ -44,7 +44,8 @@ def test_a_plain_block_returns_its_last_state(make_model) -> None:
             x = unit(x)
     assert torch.equal(output, x)
     assert ponder.units.tolist() == [3, 3]
-    assert ponder.cost is None and ponder.halting_distribution is None
+    assert ponder.cost is None
+    assert ponder.halting_distribution is None
 
 
 @pytest.mark.parametrize("kind", ["act", "sact"])
@@ -54,7 +55,8 @@ def test_one_unit_always_runs_alone(make_model, kind: str) -> None:
     with torch.no_grad():
         output, ponder = model.blocks[0](x)
         assert torch.equal(output, model.blocks[0].units[0](x))
-    assert (ponder.units == 1).all() and (ponder.cost == 2).all()
+    assert (ponder.units == 1).all()
+    assert (ponder.cost == 2).all()
 
 
 @pytest.mark.parametrize("kind", ["act", "sact"])
@@ -81,7 +83,7 @@ def test_autocast_decides_in_float32(make_model, kind: str) -> None:
 
 
 def follow_decisions(model: sact.Network) -> list[list[Tensor]]:
-    """Per block, the logits of its score heads as they come out of the convolutions, in a list that fills as it runs."""
+    """Per block, the scores of its heads, in a list that fills as the network runs."""
     found: list[list[Tensor]] = []
     for block in model.blocks:
         scores: list[Tensor] = []

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sact.data import create_dataset, find_photographs, list_datasets
-from sact.data.cache import replacing
+from sact.files import replacing
 from sact.data.fashion_mnist import load_items, read_idx
 from sact.data.photographs import load_photographs, split_names
 from sact.data.scenes import Scenes, cut_out

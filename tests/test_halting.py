@@ -115,7 +115,9 @@ def test_both_forms_have_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("ignored", [0.7, float("nan"), float("inf")])
 def test_scores_of_halted_elements_are_ignored(ignored: float) -> None:
-    scores = torch.tensor([[0.5, 0.6, ignored, ignored, 0.0], [1.0, ignored, ignored, ignored, 0.0]], requires_grad=True)
+    scores = torch.tensor(
+        [[0.5, 0.6, ignored, ignored, 0.0], [1.0, ignored, ignored, ignored, 0.0]], requires_grad=True
+    )
     distribution, units, cost = run(scores)
     assert units.tolist() == [2, 1]
     torch.testing.assert_close(distribution.detach(), torch.tensor([[0.5, 0.5, 0, 0, 0], [1.0, 0, 0, 0, 0]]))

@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 import sact
 from sact.models import build, config_from_dict
@@ -79,7 +80,9 @@ def test_features_of_any_size(make_model, name: str, kind: str, size: tuple[int,
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_channels_and_classes(channels: int) -> None:
-    model = sact.create_model("cifar_resnet", "sact", num_classes=3, in_channels=channels, units=[1, 1], base_channels=4)
+    model = sact.create_model(
+        "cifar_resnet", "sact", num_classes=3, in_channels=channels, units=[1, 1], base_channels=4
+    )
     assert model(torch.randn(2, channels, 40, 33)).shape == (2, 3)
 
 
@@ -194,3 +197,61 @@ def test_a_training_batch_too_small_for_its_norms() -> None:
     model = sact.create_model("cifar_resnet", "sact", units=[2] * 6, base_channels=2).train()
     with pytest.raises(sact.InputError, match=r"1 value per channel"):
         model(torch.zeros(1, 3, 32, 32))
+
+
+def losses_and_gradients(run, model: nn.Module, images: Tensor) -> list[Tensor]:
+    model.zero_grad(set_to_none=True)
+    logits, ponder = run(images, return_ponder=True)
+    (logits.square().mean() + 0.1 * ponder.cost.mean()).backward()
+    return [logits.detach(), ponder.cost.detach(), ponder.flops, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "kind"),
+    [
+        ("aot_eager", "resnet", "sact"),
+        ("aot_eager", "cifar_resnet", "act"),
+        pytest.param("inductor", "cifar_resnet", "sact", marks=pytest.mark.slow),
+    ],
+)
+def test_under_torch_compile(make_model, backend: str, name: str, kind: str) -> None:
+    torch.compiler.reset()
+    model = make_model(name, halting=kind, units=[2, 2], base_channels=4, num_classes=5)
+    images = torch.randn(4, 3, 32, 32)
+    expected = losses_and_gradients(model, model, images)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for ours, theirs in zip(losses_and_gradients(compiled, model, images), expected, strict=True):
+        close(ours.double(), theirs.double(), 1e-3)
+    with torch.no_grad():
+        _, ponder = compiled(images, return_ponder=True, return_halting_distribution=True)
+        assert torch.equal(ponder.flops, expected[2])
+        torch.testing.assert_close(ponder.blocks[0].halting_distribution.sum(1), torch.ones_like(ponder.blocks[0].cost))
+
+
+def train_in_parallel(rank: int, world: int, model: nn.Module, images: Tensor, store: str, results: str) -> None:
+    """One process's share of the batch through DistributedDataParallel; rank 0 saves the averaged gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        gradients = losses_and_gradients(parallel, model, images.chunk(world)[rank])[3:]
+        if rank == 0:
+            torch.save(gradients, results)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no torch.distributed")
+@pytest.mark.parametrize("world", [1, 2])
+def test_under_distributed_data_parallel(make_model, tmp_path, world: int) -> None:
+    model = make_model("cifar_resnet", halting="sact", units=[3, 2], base_channels=4, num_classes=5)
+    images = torch.randn(4, 3, 32, 32)
+    expected = [gradient.clone() for gradient in losses_and_gradients(model, model, images)[3:]]
+    store, results = str(tmp_path / "store"), tmp_path / "gradients.pt"
+    arguments = (world, copy.deepcopy(model), images, store, str(results))
+    if world == 1:
+        train_in_parallel(0, *arguments)
+    else:
+        torch.multiprocessing.spawn(train_in_parallel, arguments, nprocs=world)
+    for ours, theirs in zip(torch.load(results), expected, strict=True):
+        close(ours, theirs)

@@ -20,7 +20,9 @@ def run_stages(stages, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize(("name", "reaches"), [("resnet", [(1, 1), (0, 1), (0, 0)]), ("cifar_resnet", [(1, 2), (0, 1)])])
+@pytest.mark.parametrize(
+    ("name", "reaches"), [("resnet", [(1, 1), (0, 1), (0, 0)]), ("cifar_resnet", [(1, 2), (0, 1)])]
+)
 def test_stages_are_the_branch(make_model, name: str, reaches: list[tuple[int, int]]) -> None:
     unit = make_model(name, units=[2], base_channels=4).blocks[0].units[1]
     stages = unit.stages()
@@ -72,7 +74,9 @@ def test_folding_keeps_the_numbers_and_leaves_the_original(make_model, name: str
     x = torch.randn(2, stages[0].conv.in_channels, 5, 8, dtype=dtype)
     with torch.no_grad():
         torch.testing.assert_close(run_stages(folded, x), run_stages(stages, x))
-    norms = [sum(isinstance(layer, nn.BatchNorm2d) for s in chain for layer in s.pointwise) for chain in (stages, folded)]
+    norms = [
+        sum(isinstance(layer, nn.BatchNorm2d) for s in chain for layer in s.pointwise) for chain in (stages, folded)
+    ]
     assert norms == [len(stages), 1]  # only the pre-activation has no convolution before it
     assert [stage.reach for stage in folded] == [stage.reach for stage in stages]
     assert not any(p.requires_grad for stage in folded[:-1] for p in stage.conv.parameters())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,6 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from .errors import CheckpointError, InputError
+from .files import replacing, write_text
 from .models.network import Network
 from .models.registry import build, config_from_dict
 from .scores import Halting
@@ -23,24 +21,6 @@ from .scores import Halting
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it; a failure leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a checkpoint is an ordinary file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None:
@@ -66,11 +46,14 @@ def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None
     try:
         text = json.dumps(config, indent=2) + "\n"
     except (TypeError, ValueError) as error:
-        raise InputError(f"the metadata cannot be written as JSON ({error}); pass numbers, texts, lists and dicts") from error
+        raise InputError(
+            f"the metadata cannot be written as JSON ({error}); pass numbers, texts, lists and dicts"
+        ) from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
-        atomic_write(folder / WEIGHTS_NAME, lambda path: safetensors.torch.save_file(tensors, path))
-        atomic_write(folder / CONFIG_NAME, lambda path: _write_text(path, text))
+        with replacing(folder / WEIGHTS_NAME) as path:
+            safetensors.torch.save_file(tensors, path)
+        write_text(folder / CONFIG_NAME, text)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
 
@@ -98,8 +81,19 @@ def from_pretrained(source: str | Path, halting: Halting | None = None, eps: flo
     model = build(replace(saved, halting=halting or saved.halting, eps=saved.eps if eps is None else eps))
     model.preprocessing = config.get("preprocessing")
     model.class_names = config.get("class_names")
-    load_weights(model, read_weights(folder / WEIGHTS_NAME), str(source), fresh_scores=saved.halting != model.config.halting)
+    load_weights(
+        model, read_weights(folder / WEIGHTS_NAME), str(source), fresh_scores=saved.halting != model.config.halting
+    )
     return model.eval()
+
+
+def read_metadata(source: str | Path) -> dict[str, Any]:
+    """What `save_pretrained` was given to keep beside the weights: results, the recipe, a licence.
+
+    Raises:
+        CheckpointError: nothing is there, or its configuration is damaged.
+    """
+    return dict(read_config(_locate(source)).get("metadata", {}))
 
 
 def list_pretrained() -> list[str]:
@@ -118,9 +112,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); name a folder written by save_pretrained") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); name a folder written by save_pretrained"
+        ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); the checkpoint is damaged, save it again") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); the checkpoint is damaged, save it again"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("network"), dict):
         raise CheckpointError(f"{path} has no description of a sact network; name a folder written by save_pretrained")
     if config.get("format") != FORMAT:
@@ -169,10 +167,6 @@ def load_weights(model: Network, tensors: dict[str, Tensor], source: str, fresh_
             "create the model with the units, width and classes that it was saved with"
         )
     model.load_state_dict(tensors, strict=False)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _locate(source: str | Path) -> Path:

@@ -1,37 +1,297 @@
-"""The command line: the same verbs and argument names as the library."""
+"""The command line: the same verbs and argument names as the library.
+
+Whatever goes wrong on purpose is one sentence on standard error and exit code 2. Imports that a verb alone needs are made
+inside it, so that `sact --help` is instant and no extra is needed for a verb that does not use it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .errors import SactError
+from . import __version__
+from .errors import InputError, SactError, require
+
+if TYPE_CHECKING:
+    from .engines import CompiledNetwork
+    from .models import Network
+
+DESCRIPTION = """\
+Residual networks that decide, position by position, how many of their units to run.
+
+  sact train recipes/scenes_sact.yaml --tau 0.02    train a recipe, any field overridden
+  sact eval runs/scenes_sact/model                  accuracy, FLOPs and ponder cost
+  sact predict photo.jpg --out pictures             class, cost, and the map of where the work went
+  sact flops resnet101 --size 224                   the paper's FLOP count
+  sact import-tf checkpoint --out model             the authors' released weights
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sact")
-    commands = parser.add_subparsers(required=True)
-    train = commands.add_parser("train")
-    train.add_argument("recipe")
-    train.add_argument("--out")
-    train.add_argument("--resume", action="store_true")
-    train.add_argument("--quiet", action="store_true")
-    train.set_defaults(run=run_train)
+    """Run the command line; returns the exit code: 0, 2 for a bad argument or input, 130 when interrupted."""
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest)
+        options.run(options, rest) if options.verb == "train" else options.run(options)
     except SactError as error:
-        print(f"sact: {error}", file=sys.stderr)
+        print(f"sact {options.verb}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"sact {options.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
-def run_train(options: argparse.Namespace, rest: list[str]) -> int:
-    from pathlib import Path
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="sact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sact {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_predict(verbs)
+    _add_flops(verbs)
+    _add_import_tf(verbs)
+    return parser
 
+
+def _add_train(verbs: Any) -> None:
+    train = verbs.add_parser(
+        "train",
+        help="train a recipe",
+        description="Train a recipe. Any of its fields is overridden by an option of its name: --tau 0.02 --units [2,3,4].",
+        allow_abbrev=False,
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/")
+    train.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/NAME_OF_RECIPE)")
+    train.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.set_defaults(run=run_train)
+
+
+def _add_eval(verbs: Any) -> None:
+    evaluate = verbs.add_parser(
+        "eval",
+        help="accuracy, FLOPs and ponder cost over a data set",
+        description="Evaluate a network. A network trained by `sact train` remembers its data; options override it.",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="folder, hub id, or packaged network")
+    evaluate.add_argument("--data", help="data set: scenes, fashion_mnist, cifar10, imagenet")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lies")
+    evaluate.add_argument("--split", default="val", choices=["train", "val", "test"])
+    evaluate.add_argument("--size", type=int, help="side of the images in pixels")
+    evaluate.add_argument("--length", type=int, help="evaluate this many images")
+    evaluate.add_argument("--batch-size", type=int, default=100)
+    evaluate.add_argument("--engine", default="masked", help="masked, gather or auto")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the results here")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=run_eval)
+
+
+def _add_predict(verbs: Any) -> None:
+    predict = verbs.add_parser(
+        "predict",
+        help="classify images and draw where the work went",
+        description="Classify images. For each: class, score, share of the plain network's FLOPs, and pictures.",
+    )
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG, PNG or WebP files, or folders of them")
+    predict.add_argument("--out", metavar="DIR", default="predictions", help="folder of the pictures (%(default)s)")
+    predict.add_argument("--model", default="scenes", help="folder, hub id, or packaged network (%(default)s)")
+    predict.add_argument("--engine", default="auto", help="auto, masked or gather")
+    predict.add_argument("--size", type=int, help="side in pixels that images are brought to (default: as in training)")
+    predict.add_argument("--npz", action="store_true", help="save cost, unit counts and halting distribution per block")
+    predict.set_defaults(run=run_predict)
+
+
+def _add_flops(verbs: Any) -> None:
+    flops = verbs.add_parser(
+        "flops",
+        help="the paper's FLOP count of a network",
+        description="Count FLOPs (2 x multiply-adds of convolutions), with every unit run and with the fewest.",
+    )
+    flops.add_argument("model", metavar="MODEL", help="name of a network (resnet101, cifar_resnet32, ...) or a folder")
+    flops.add_argument("--halting", default=None, choices=["none", "act", "sact"])
+    flops.add_argument("--units", type=_units, help="units per block, like 3,4,6,3")
+    flops.add_argument("--base-channels", type=int)
+    flops.add_argument("--num-classes", type=int)
+    flops.add_argument("--size", type=_size, default=None, help="image size: 224 or 480x640 (HxW)")
+    flops.add_argument("--json", action="store_true", help="print JSON")
+    flops.set_defaults(run=run_flops)
+
+
+def _add_import_tf(verbs: Any) -> None:
+    import_tf = verbs.add_parser(
+        "import-tf",
+        help="import the authors' TensorFlow checkpoints",
+        description="Read a checkpoint of the authors' code and write it as config.json and model.safetensors.",
+    )
+    import_tf.add_argument("checkpoint", metavar="CHECKPOINT", help="prefix (model.ckpt-123) or folder")
+    import_tf.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    import_tf.set_defaults(run=run_import_tf)
+
+
+def run_train(options: argparse.Namespace, rest: list[str]) -> None:
+    """`sact train`."""
+    require("pydantic", "tasks")
+    require("yaml", "tasks")
     from .recipe import load_recipe, parse_overrides
-    from .tasks.training import train
 
     recipe = load_recipe(options.recipe, **parse_overrides(rest))
-    train(recipe, options.out or f"runs/{Path(options.recipe).stem}", options.resume, options.quiet)
-    return 0
+    require("lightning", "tasks")
+    from .tasks.training import MODEL_FOLDER, train
+
+    out = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    results = train(recipe, out, options.resume, options.quiet)
+    print_results(results)
+    print(f"the network is in {out / MODEL_FOLDER}")
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    """`sact eval`."""
+    require("lightning", "tasks")
+    from .checkpoints import from_pretrained, read_metadata
+    from .data import create_dataset
+    from .engines import compile
+    from .files import write_json
+    from .tasks.training import evaluate
+
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is {options.batch_size}, but it must be at least 1")
+    model = from_pretrained(options.model)
+    recipe = read_metadata(options.model).get("recipe", {})
+    data = options.data or recipe.get("data")
+    if data is None:
+        raise InputError("this network does not remember its data; name a data set with --data")
+    remembers = data == recipe.get("data")
+    dataset = create_dataset(
+        data,
+        options.split,
+        size=options.size or (recipe.get("image_size") if remembers else None),
+        data_dir=options.data_dir or (recipe.get("data_dir") if remembers else None),
+        length=options.length,
+        **(recipe.get("data_options", {}) if remembers else {}),
+    )
+    results = evaluate(
+        compile(model, options.engine), dataset, batch_size=options.batch_size, quiet=options.quiet
+    )
+    print_results(results)
+    if options.json:
+        write_json(Path(options.json), results)
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """`sact predict`."""
+    from .checkpoints import from_pretrained
+    from .engines import compile
+    from .files import write_json
+    from .predict import find_images, predict, unique_names, write_arrays, write_pictures
+
+    paths = find_images(options.images)
+    network = from_pretrained(options.model)
+    if options.size is not None and network.preprocessing is not None:
+        network.preprocessing["size"] = options.size
+    model = compile(network, options.engine)
+    out = Path(options.out)
+    names = unique_names(paths)
+    predictions = []
+    for path, name in zip(paths, names, strict=True):
+        prediction = predict(model, path, keep_distribution=options.npz)
+        print(f"{path}: {prediction.name} ({prediction.score:.1%}), {prediction.share:.1%} of the plain network's FLOPs")
+        if options.npz:
+            write_arrays(prediction, out / f"{name}.npz")
+        predictions.append((name, prediction))
+    write_pictures(predictions, out)
+    records = [{"image": str(path)} | prediction.summary() for path, (_, prediction) in zip(paths, predictions, strict=True)]
+    write_json(out / "predictions.json", {"model": options.model, "predictions": records})
+    print(f"pictures and predictions.json are in {out}")
+
+
+def run_flops(options: argparse.Namespace) -> None:
+    """`sact flops`."""
+    from .flops_report import count
+
+    network = _named_or_saved(options)
+    cifar = network.config.family == "cifar_resnet"
+    size = options.size or ((32, 32) if cifar else (224, 224))
+    report = count(network, size)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    height, width = size
+    print(f"{options.model}, halting {network.config.halting}, {height}x{width}")
+    print(f"{'':14}{'plain':>16}{'all units run':>18}{'fewest units':>18}")
+    rows = [("stem and head", [report["fixed"]] * 3)]
+    rows += [(f"block {n}", [b["plain"], b["most"], b["fewest"]]) for n, b in enumerate(report["blocks"], start=1)]
+    rows += [("network", [report["plain"], report["most"], report["fewest"]])]
+    for name, values in rows:
+        print(f"{name:14}{values[0]:>16,}{values[1]:>18,}{values[2]:>18,}")
+
+
+def run_import_tf(options: argparse.Namespace) -> None:
+    """`sact import-tf`."""
+    from .checkpoints import save_pretrained
+    from .tf_checkpoints import import_tf_checkpoint
+
+    model = import_tf_checkpoint(options.checkpoint)
+    save_pretrained(model, options.out)
+    config = model.config
+    print(
+        f"{config.family}, units {list(config.units)}, base channels {config.base_channels}, {config.num_classes} classes, "
+        f"halting {config.halting}: written to {options.out}"
+    )
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Accuracy, FLOPs and the blocks' units as a small table."""
+    flops = results["flops"]
+    print(f"top-1 {results['top1']:.2%}   top-5 {results['top5']:.2%}")
+    print(f"FLOPs {flops['mean']:.4g} +- {flops['std']:.2g} per image, {results['share']:.1%} of the plain network")
+    print(f"{'block':>5}{'units mean':>12}{'std':>7}{'max':>5}{'of':>4}{'dead':>6}{'ponder cost':>13}{'FLOPs':>12}")
+    for number, block in enumerate(results["blocks"], start=1):
+        units, cost = block["units"], block["cost"]
+        shown = f"{cost['mean']:.2f}" if cost else "-"
+        print(
+            f"{number:>5}{units['mean']:>12.2f}{units['std']:>7.2f}{units['max']:>5}{units['unit_count']:>4}"
+            f"{units['dead_units']:>6}{shown:>13}{block['flops']['mean']:>12.4g}"
+        )
+
+
+def _named_or_saved(options: argparse.Namespace) -> Network:
+    from .checkpoints import from_pretrained
+    from .models import create_model
+
+    if (Path(options.model) / "config.json").is_file():
+        return from_pretrained(options.model, halting=options.halting)
+    return create_model(
+        options.model,
+        options.halting or "none",
+        units=options.units,
+        base_channels=options.base_channels,
+        num_classes=options.num_classes,
+    )
+
+
+def _units(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.strip("[]").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a list of unit counts like 3,4,6,3') from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+        height, width = sides * 2 if len(sides) == 1 else sides
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size like 224 or 480x640') from None
+    if min(height, width) < 32:
+        raise argparse.ArgumentTypeError(f'"{text}" is too small: both sides must be at least 32')
+    return height, width

@@ -56,6 +56,12 @@ class BlockFlops:
     in_size: tuple[int, int]
     out_size: tuple[int, int]
 
+    @property
+    def dense_flops(self) -> int:
+        """FLOPs of the plain block per image: every unit everywhere, no score heads."""
+        area_in, area_out = (h * w for h, w in (self.in_size, self.out_size))
+        return self.units[0].at_input * area_in + sum(unit.dense for unit in self.units) * area_out
+
 
 def dilate(active: Tensor, reach: int) -> Tensor:
     """Positions within `reach` (a square) of an active one. [N, H, W] bool to [N, H, W] bool."""

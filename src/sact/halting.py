@@ -28,7 +28,8 @@ class HaltingState(NamedTuple):
 
     Attributes:
         cumulative: float32, sum of the scores so far. Every halting decision is made on it.
-        remainder: float32 (float64 in a float64 network), 1 - sum of the scores before the halting unit; differentiable.
+        remainder: float32 (float64 in a float64 network), 1 - sum of the scores before the halting unit;
+            differentiable.
         units: int32, units evaluated so far.
         active: bool, whether the next unit is to be evaluated.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
+from .files import replacing
 
 ImageLike: TypeAlias = "Image.Image | NDArray[np.uint8]"
 FloatMap: TypeAlias = NDArray[np.float64]
@@ -331,17 +331,11 @@ def save_png(image: ImageLike, path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() != ".png":
         raise InputError(f"{str(target)!r} does not end in .png; give a file name that does")
     picture = image if isinstance(image, Image.Image) else _as_image(image)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            picture.save(temporary, format="PNG")
     except OSError as error:
         raise InputError(f"{str(target)!r} cannot be written ({error}); give a writable path") from error
-    finally:
-        # is_file asks the folder, so a parent that is itself a file gives False rather than an error.
-        if temporary.is_file():
-            temporary.unlink()
     return target
 
 

@@ -79,12 +79,7 @@ class Ponder:
     @property
     def dense_flops(self) -> int:
         """FLOPs per image of the plain network of the same units: no score heads, nothing skipped."""
-        total = self.fixed_flops
-        for block in self.blocks:
-            first, *rest = block.description.units
-            (h, w), (in_h, in_w) = block.description.out_size, block.description.in_size
-            total += first.at_input * in_h * in_w + (first.dense + sum(unit.dense for unit in rest)) * h * w
-        return total
+        return self.fixed_flops + sum(block.description.dense_flops for block in self.blocks)
 
     def map(self, size: int | tuple[int, int]) -> Tensor:
         """The ponder cost map of the network: each block's map resized to the image, summed over blocks.

@@ -80,7 +80,9 @@ def find_prefix(path: Path) -> Path:
         if path.name.endswith(suffix):
             path = path.with_suffix("")
     if not Path(f"{path}.index").is_file() and not path.is_file():
-        raise CheckpointError(f"there is no TensorFlow checkpoint at {path}; name a folder, or a prefix like model.ckpt-123")
+        raise CheckpointError(
+            f"there is no TensorFlow checkpoint at {path}; name a folder, or a prefix like model.ckpt-123"
+        )
     return path
 
 
@@ -92,7 +94,9 @@ def infer_config(shapes: Shapes, source: str) -> NetworkConfig:
     """
     families = [family for family, scope in SCOPES.items() if any(name.startswith(f"{scope}/") for name in shapes)]
     if not families:
-        raise CheckpointError(f"{source} holds no network of the authors: no variable is named resnet_v2/ or resnet_residual/")
+        raise CheckpointError(
+            f"{source} holds no network of the authors: no variable is named resnet_v2/ or resnet_residual/"
+        )
     family = families[0]
     scope = SCOPES[family]
     units: dict[int, int] = {}
@@ -109,6 +113,10 @@ def infer_config(shapes: Shapes, source: str) -> NetworkConfig:
         name = tf_name(torch_name, family)
         if name not in shapes:
             raise CheckpointError(f"{source} lacks the variable {name}")
+        if len(shapes[name]) != 4:
+            raise CheckpointError(
+                f"{source}: variable {name} has shape {list(shapes[name])} instead of [H, W, Cin, Cout]"
+            )
         return shapes[name]
 
     return NetworkConfig(
@@ -158,7 +166,9 @@ def _to_torch(name: str, shapes: Shapes, reader: Any, wanted: tuple[int, ...], s
     if name not in shapes:
         raise CheckpointError(f"{source} lacks the variable {name}, which should have shape {list(_hwio(wanted))}")
     if shapes[name] != _hwio(wanted):
-        raise CheckpointError(f"{source}: variable {name} has shape {list(shapes[name])} instead of {list(_hwio(wanted))}")
+        raise CheckpointError(
+            f"{source}: variable {name} has shape {list(shapes[name])} instead of {list(_hwio(wanted))}"
+        )
     values = np.asarray(reader.get_tensor(name))
     return torch.from_numpy(np.ascontiguousarray(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values))
 

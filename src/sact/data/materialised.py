@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .cache import cache_dir, replacing
+from ..files import replacing
+from .cache import cache_dir
 
 
 class Materialised(Dataset[tuple[Tensor, int]]):

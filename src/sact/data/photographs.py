@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sact.data.cache import cache_dir, replacing
+from sact.data.cache import cache_dir
 from sact.errors import InputError
+from sact.files import replacing
 from sact.preprocessing import open_image
 
 logger = logging.getLogger(__name__)

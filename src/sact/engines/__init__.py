@@ -22,9 +22,7 @@ class Run(Protocol):
     evaluation of single blocks (pass a `RunBlock` to `Network.run`) or of the whole network.
     """
 
-    def __call__(
-        self, images: Tensor, *, keep_distribution: bool = False
-    ) -> tuple[Tensor | list[Tensor], Ponder]: ...
+    def __call__(self, images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]: ...
 
 
 class CompiledNetwork(nn.Module):
@@ -61,7 +59,8 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
     """Make a network skip what has halted.
 
     Args:
-        model: a network of this library. Call `.eval()` before running a fast engine: norms need their running statistics.
+        model: a network of this library. Call `.eval()` before running a fast engine: norms need their running
+            statistics.
         engine: "masked" (the definition: saves nothing), "gather" (PyTorch, any device), or "auto" (the fastest that
             works here).
 
@@ -74,7 +73,9 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
     if isinstance(model, CompiledNetwork):
         model = model.model
     if not isinstance(model, Network):
-        raise InputError(f"sact.compile takes a network made by sact, got {type(model).__name__}; see sact.create_model")
+        raise InputError(
+            f"sact.compile takes a network made by sact, got {type(model).__name__}; see sact.create_model"
+        )
     name = "gather" if engine == "auto" else engine
     if name not in ENGINES:
         raise InputError(f'engine is "{engine}", but it must be one of "auto", {", ".join(repr(e) for e in ENGINES)}')

@@ -28,7 +28,6 @@ DENSE_SHARE = 0.7
 """Share of active positions above which a unit runs dense: there gathering costs more than it saves."""
 
 
-
 class Chains(NamedTuple):
     """One unit of a SACT block as this engine reads it.
 
@@ -120,8 +119,9 @@ def run_positions(
     area = height * width
     state = halting.start(x[:, 0])
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    mean = x.mean((2, 3))  # for the global score; later units update it with what they change
-    output = torch.zeros_like(rows, dtype=state.remainder.dtype)
+    wide = state.remainder.dtype
+    mean = x.mean((2, 3), dtype=wide)  # for the global score; later units update it with what they change
+    output = torch.zeros_like(rows, dtype=wide)
     weights: list[Tensor] = []
     for unit, head, chain in zip(block.units, [*block.scores, None], chains, strict=True):
         listed = state.active.flatten().nonzero()[:, 0]
@@ -130,15 +130,15 @@ def run_positions(
         if unit is not block.units[0]:
             if chain.branch is None or len(listed) > DENSE_SHARE * len(rows):
                 picture = unit(_as_picture(rows, count, height, width), state.active)
-                rows, mean = picture.permute(0, 2, 3, 1).reshape(-1, channels), picture.mean((2, 3))
+                rows, mean = picture.permute(0, 2, 3, 1).reshape(-1, channels), picture.mean((2, 3), dtype=wide)
             else:
                 residual = perforated(chain.branch, rows, state.active, listed)
                 rows = _add_rows(rows, listed, residual)
-                mean = mean.index_add(0, listed // area, residual / area)
+                mean = mean.index_add(0, listed // area, residual.to(wide) / area)
         score = None
         if head is not None and chain.score is not None:
             local = perforated(chain.score, rows, state.active, listed)[:, 0]
-            logit = local + head.pooled(mean[:, :, None, None])[listed // area]
+            logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[listed // area]
             score = _place(to_score(logit), listed, state.remainder)
         state, weight = halting.step(state, score, block.eps)
         output = _add_rows(output, listed, weight.flatten()[listed][:, None] * rows[listed])

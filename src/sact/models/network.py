@@ -134,7 +134,9 @@ class Network(nn.Module):
         """Raise InputError, naming the value and the remedy, if `images` cannot be used."""
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"images must be a tensor [N, C, H, W], got {got}; one image is a batch of one, image[None]")
+            raise InputError(
+                f"images must be a tensor [N, C, H, W], got {got}; one image is a batch of one, image[None]"
+            )
         if images.shape[0] == 0:
             raise InputError(f"the batch is empty (shape {tuple(images.shape)}); pass at least one image")
         if images.shape[1] != self.config.in_channels:

@@ -21,10 +21,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..checkpoints import atomic_write, from_pretrained, save_pretrained
+from ..checkpoints import from_pretrained, save_pretrained
 from ..data import create_dataset
 from ..data.materialised import Materialised
 from ..errors import InputError, RecipeError
+from ..files import write_json, write_text
 from ..models import Network, create_model
 from ..recipe import Recipe, dump_recipe
 from .classification import Classification
@@ -211,16 +212,6 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(values, indent=2) + "\n"
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> str | None:
     """Make the folder this recipe's; the checkpoint to resume from, if there is one."""
     saved = folder / RECIPE_NAME
@@ -232,7 +223,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> str | None:
         if saved.read_text(encoding="utf-8") != text:
             raise RecipeError(f"{folder} holds a run of another recipe (see {saved}); name another folder")
     else:
-        atomic_write(saved, lambda path: _write_text(path, text))
+        write_text(saved, text)
     return str(checkpoint) if checkpoint.is_file() else None
 
 

@@ -1,0 +1,27 @@
+# make demo   train nothing: load the packaged network, classify held-out scenes, write demo/index.html
+# make test   the tests (SLOW=1: the slow ones too)
+# make study  train every model of the study (hours; resumes where it was interrupted) and write its report
+# All set up .venv and the data first, and say what they do.
+
+PYTHON := .venv/bin/python
+PYTEST_MARK := $(if $(SLOW),-m "not gpu",)
+
+.PHONY: demo test study lint setup
+
+demo: setup
+	$(PYTHON) examples/demo.py --out demo
+
+test: setup
+	$(PYTHON) -m pytest $(PYTEST_MARK)
+
+study: setup
+	$(PYTHON) benchmarks/study.py
+	$(PYTHON) benchmarks/study_report.py
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+setup:
+	@./scripts/setup.sh

@@ -1,0 +1,57 @@
+#!/bin/sh
+# Make .venv with everything the tests and the demo need, and fetch the data. Does nothing that is already done.
+set -eu
+cd "$(dirname "$0")/.."
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else return 1; fi
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || return 1
+    echo "setup: installing $* with apt-get"
+    as_root apt-get update -qq || return 1
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+find_python() {
+    for name in ${SACT_PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+        if command -v "$name" >/dev/null &&
+            "$name" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2])' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    echo "setup: no Python 3.10 or newer found; install one, or name it: SACT_PYTHON=/path/to/python3 make ..." >&2
+    return 1
+}
+
+# The environment is kept only while the dependency files and the Python are the ones it was made from.
+python=$(find_python)
+wanted="$("$python" --version) $(sha256sum pyproject.toml | cut -d' ' -f1)"
+if [ ! -x .venv/bin/python ] || [ "$(cat .venv/dependencies 2>/dev/null || true)" != "$wanted" ]; then
+    echo "setup: making .venv with $("$python" --version) (PyTorch and TensorFlow: some minutes, about 7 GB)"
+    rm -rf .venv
+    if ! "$python" -m venv .venv 2>/dev/null; then
+        rm -rf .venv
+        apt_install python3-venv || { echo "setup: python3-venv is missing; install it and try again" >&2; exit 1; }
+        "$python" -m venv .venv
+    fi
+    .venv/bin/python -m pip install -q --disable-pip-version-check --upgrade pip
+    .venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+    echo "$wanted" > .venv/dependencies
+else
+    echo "setup: .venv is up to date"
+fi
+
+# Fashion-MNIST and photographs, from Debian's packages where there is apt-get.
+missing=""
+[ -e /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
+[ -e /usr/share/backgrounds/mate ] || missing="$missing mate-backgrounds"
+[ -e /usr/share/wallpapers ] || missing="$missing plasma-workspace-wallpapers"
+if [ -n "$missing" ]; then
+    # shellcheck disable=SC2086
+    apt_install $missing ||
+        echo "setup: could not install$missing; Fashion-MNIST will be downloaded on first use," \
+            "and scenes need a folder of photographs (--data-dir)" >&2
+fi

@@ -1,0 +1,189 @@
+"""Images in, arrays out: a classification with the map of where the work went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from .engines import CompiledNetwork
+from .errors import InputError
+from .files import replacing
+from .maps import block_figure, contact_sheet, figure, save_png
+from .models import Network
+from .ponder import Ponder
+from .preprocessing import display_image, open_image, preprocess
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one image, and what that cost.
+
+    Attributes:
+        image: the part that the network saw, at its size, uint8 RGB.
+        index: class index.
+        name: class name, or the index as text.
+        score: softmax probability of the class, in [0, 1].
+        flops: the paper's count.
+        share: FLOPs relative to the plain network of the same units.
+        map: ponder cost map at the image's size, float32 [H, W]; None from a plain network.
+        block_maps: each block's ponder cost at its own resolution, float32 [H_k, W_k]; empty from a plain network.
+        ponder: everything spent, of this one image.
+    """
+
+    image: Image.Image
+    index: int
+    name: str
+    score: float
+    flops: int
+    share: float
+    map: NDArray[np.float32] | None
+    block_maps: list[NDArray[np.float32]]
+    ponder: Ponder
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, JSON-able."""
+        blocks = [
+            {
+                "units_mean": float(block.units.float().mean()),
+                "unit_count": block.max_units,
+                "ponder_cost": None if block.cost is None else float(block.cost.mean()),
+                "flops": int(block.flops[0]),
+            }
+            for block in self.ponder.blocks
+        ]
+        numbers = {"class": self.name, "class_index": self.index, "score": self.score}
+        return numbers | {"flops": self.flops, "flops_share": self.share, "blocks": blocks}
+
+
+@torch.inference_mode()
+def predict(
+    model: Network | CompiledNetwork, image: Image.Image | str | Path, keep_distribution: bool = False
+) -> Prediction:
+    """Classify one image.
+
+    Args:
+        model: a network, compiled or not, whose weights know their preprocessing.
+        image: a picture or the path of a JPEG, PNG or WebP file.
+        keep_distribution: keep the halting distribution in the ponder.
+
+    Raises:
+        InputError: the image cannot be read, or the network has no preprocessing or no classifier.
+    """
+    network = model.model if isinstance(model, CompiledNetwork) else model
+    if network.preprocessing is None:
+        raise InputError(
+            "this network does not say how images are prepared for it; set model.preprocessing, for instance to "
+            '{"name": "imagenet_sact", "size": 224} (see sact.list_preprocessing())'
+        )
+    if network.config.features_only:
+        raise InputError("this network returns features, not classes; create it with features_only=False")
+    picture = image if isinstance(image, Image.Image) else open_image(image)
+    tensor = preprocess(picture, network.preprocessing)
+    parameter = next(network.parameters())
+    batch = tensor[None].to(parameter.device, parameter.dtype)
+    logits, ponder = model(batch, return_ponder=True, return_halting_distribution=keep_distribution)
+    probabilities = logits[0].float().softmax(0)
+    index = int(probabilities.argmax())
+    adaptive = ponder.cost is not None
+    flops = int(ponder.flops[0])
+    return Prediction(
+        image=display_image(picture, network.preprocessing),
+        index=index,
+        name=network.class_names[index] if network.class_names else str(index),
+        score=float(probabilities[index]),
+        flops=flops,
+        share=flops / ponder.dense_flops,
+        map=_array(ponder.map(tuple(tensor.shape[-2:]))[0]) if adaptive else None,
+        block_maps=[_array(block.map()[0]) for block in ponder.blocks] if adaptive else [],
+        ponder=ponder,
+    )
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The image files that paths name; a folder stands for the images in it.
+
+    Raises:
+        InputError: a path does not exist, a folder holds no image, or no path is given.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InputError(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"there is no image {path}; check the path")
+    if not found:
+        raise InputError("no image is given; name at least one JPEG, PNG or WebP file")
+    return found
+
+
+def write_pictures(predictions: Sequence[tuple[str, Prediction]], folder: Path) -> list[Path]:
+    """Write `NAME.png` (image, ponder map, overlay) and `NAME_blocks.png` for each, and `contact_sheet.png` for all.
+
+    Args:
+        predictions: (name, prediction) pairs; those of plain networks have no map and are written as images alone.
+        folder: created.
+    """
+    written = []
+    for name, prediction in predictions:
+        if prediction.map is None:
+            written.append(save_png(prediction.image, folder / f"{name}.png"))
+            continue
+        title = f"{prediction.name} ({prediction.score:.0%})"
+        caption = f"{prediction.share:.0%} of the plain network's FLOPs"
+        written.append(save_png(figure(prediction.image, prediction.map, title, caption), folder / f"{name}.png"))
+        blocks = block_figure(prediction.image, prediction.block_maps, title=title)
+        written.append(save_png(blocks, folder / f"{name}_blocks.png"))
+    with_maps = [
+        (prediction.image, prediction.map, f"{prediction.name}\n{prediction.share:.0%} of FLOPs")
+        for _, prediction in predictions
+        if prediction.map is not None
+    ]
+    if with_maps:
+        columns = min(3, len(with_maps))
+        written.append(save_png(contact_sheet(with_maps, columns=columns), folder / "contact_sheet.png"))
+    return written
+
+
+def write_arrays(prediction: Prediction, path: Path) -> None:
+    """Write an .npz for analysis: `map`, and per block k (from 1) `block{k}_units`, `_cost`, `_halting_distribution`."""
+    arrays: dict[str, NDArray[Any]] = {"image": np.asarray(prediction.image)}
+    if prediction.map is not None:
+        arrays["map"] = prediction.map
+    for number, block in enumerate(prediction.ponder.blocks, start=1):
+        arrays[f"block{number}_units"] = block.units[0].cpu().numpy()
+        if block.cost is not None:
+            arrays[f"block{number}_cost"] = _array(block.cost[0])
+        if block.halting_distribution is not None:
+            arrays[f"block{number}_halting_distribution"] = _array(block.halting_distribution[0])
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names without suffix, numbered where two are the same."""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 2
+        while name in names:
+            name, number = f"{path.stem}_{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _array(values: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(values.float().cpu().numpy(), dtype=np.float32)
