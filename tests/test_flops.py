@@ -1,4 +1,4 @@
-"""`sact.flops`: the paper's count against totals it publishes, loops over positions, and what PyTorch really executes."""
+"""`sact.flops`: the count against published totals, loops over positions, and what PyTorch really executes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def test_perforated_bottlenecks_against_loops() -> None:
                 flops += 2 * 9 * 24 * active[y][x] * (unit < 4)
             flops += 2 * 24 * (unit < 4)  # the global score, even where nothing is active
         expected.append(flops)
-    assert units.unique().tolist() == [1, 2, 3, 4] and len(set(expected)) == 3
+    assert units.unique().tolist() == [1, 2, 3, 4]
+    assert len(set(expected)) == 3
     assert block_flops(description, units).tolist() == expected
 
 
@@ -93,7 +94,7 @@ def test_act_counts_whole_units_and_their_heads() -> None:
 
 
 def test_everything_active_costs_the_plain_network_and_its_heads() -> None:
-    """PAPER: score convolutions are counted, so an adaptive network that never halts costs a little more than a plain one."""
+    """Score convolutions are counted, so an adaptive network that never halts costs a little more than a plain one."""
     plain, adaptive = (sact.create_model("cifar_resnet32", halting).blocks[1] for halting in ("none", "sact"))
     full = torch.full((1, 16, 16), 5)
     costs = [block_flops(block.describe((32, 32), (16, 16)), full).item() for block in (plain, adaptive)]

@@ -99,7 +99,8 @@ def test_gradients_in_float64(function) -> None:
     generator = torch.Generator().manual_seed(1)
     scores = torch.rand(40, 6, generator=generator, dtype=torch.float64) * 0.6
     scores = scores[[far_from_threshold(row, halting.EPS, 1e-3) for row in scores]]
-    assert len(scores) > 20 and len(set(function(scores)[1].tolist())) >= 4
+    assert len(scores) > 20
+    assert len(set(function(scores)[1].tolist())) >= 4
     torch.autograd.gradcheck(lambda h: function(h)[::2], scores.requires_grad_())
 
 
@@ -123,7 +124,8 @@ def test_scores_of_halted_elements_are_ignored(ignored: float) -> None:
     torch.testing.assert_close(distribution.detach(), torch.tensor([[0.5, 0.5, 0, 0, 0], [1.0, 0, 0, 0, 0]]))
     torch.testing.assert_close(cost.detach(), torch.tensor([2.5, 2.0]))
     ((distribution**2).sum() + cost.sum()).backward()
-    assert (scores.grad[0, 2:] == 0).all() and (scores.grad[1] == 0).all()
+    assert (scores.grad[0, 2:] == 0).all()
+    assert (scores.grad[1] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -30,7 +30,8 @@ def test_every_model(make_model, name: str, kind: str) -> None:
     logits, ponder = model(images, return_ponder=True)
     assert logits.shape == (2, 7)
     assert [block.max_units for block in ponder.blocks] == list(model.config.units)
-    assert ponder.flops.shape == (2,) and ponder.flops.dtype == torch.int64
+    assert ponder.flops.shape == (2,)
+    assert ponder.flops.dtype == torch.int64
     sides = [32 // stride for stride in model.feature_strides]
     if kind != "none":
         shapes = [(2, side, side) if kind == "sact" else (2,) for side in sides]
@@ -102,7 +103,8 @@ def test_the_whole_call(make_model) -> None:
         logits = model(images)
         again, ponder = model(images, return_ponder=True)
         _, kept = model(images, return_halting_distribution=True)
-    assert isinstance(logits, Tensor) and torch.equal(logits, again), "deterministic on repeat"
+    assert isinstance(logits, Tensor)
+    assert torch.equal(logits, again), "deterministic on repeat"
     assert ponder.blocks[0].halting_distribution is None
     assert kept.blocks[0].halting_distribution.shape == (2, 3, 32, 32)
     torch.testing.assert_close(kept.blocks[1].halting_distribution.sum(1), torch.ones(2, 16, 16))

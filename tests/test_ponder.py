@@ -36,7 +36,8 @@ def test_the_cost_is_the_sum_of_means_and_carries_gradients() -> None:
     ponder = spent(positions, images, sizes=[(4, 4), (2, 2)])
     torch.testing.assert_close(ponder.cost, positions.mean((1, 2)) + images)
     ponder.cost.sum().backward()
-    assert (positions.grad == 1 / 16).all() and (images.grad == 1).all()
+    assert (positions.grad == 1 / 16).all()
+    assert (images.grad == 1).all()
 
 
 def test_an_image_score_makes_a_constant_map() -> None:

@@ -31,10 +31,13 @@ class Block(nn.Module):
         eps: a position halts once its cumulative score reaches 1 - eps.
     """
 
+    units: Sequence[Unit]
+    scores: Sequence[ScoreHead]
+
     def __init__(self, units: Sequence[Unit], scores: Sequence[ScoreHead], halting: Halting, eps: float) -> None:
         super().__init__()
-        self.units = nn.ModuleList(units)
-        self.scores = nn.ModuleList(scores)
+        self.units = nn.ModuleList(units)  # type: ignore[assignment]  # ModuleList does not say what it holds
+        self.scores = nn.ModuleList(scores)  # type: ignore[assignment]
         self.halting = halting
         self.eps = eps
         heads = [head.flops() for head in scores] or [(0, 0)] * (len(units) - 1)

@@ -43,5 +43,6 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"{module} is needed for this and could not be imported ({error}); install it with: pip install 'sact[{extra}]'"
+            f"{module} is needed for this and could not be imported ({error}); "
+            f"install it with: pip install 'sact[{extra}]'"
         ) from error

@@ -41,7 +41,8 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(scale, shift), each [C], such that the norm in evaluation mode is x * scale + shift."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
         scale = scale * norm.weight

@@ -69,7 +69,9 @@ class BatchNorm2d(nn.BatchNorm2d):
                 f"batch norm in training mode got {count} value per channel (input {tuple(input.shape)}); "
                 "train with a batch of at least 2 images, or call .eval() on the norms"
             )
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         assert self.num_batches_tracked is not None
         unbiased = self.running_var.clone()
         output = F.batch_norm(input, self.running_mean, unbiased, self.weight, self.bias, True, self.momentum, self.eps)

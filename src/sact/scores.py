@@ -49,7 +49,8 @@ class PositionScore(nn.Module):
 
     Pooling is over all positions, halted ones included.
 
-    Source: section 3.2; the authors give the local and the global input norms of their own, and the global term no bias.
+    Source: section 3.2; the authors give the local and the global input norms of their own, and the global term no
+    bias.
     """
 
     def __init__(self, channels: int, norm: Norm, activation: nn.Module) -> None:

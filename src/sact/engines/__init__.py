@@ -33,6 +33,8 @@ class CompiledNetwork(nn.Module):
         engine: the engine's name.
     """
 
+    model: Network
+
     def __init__(self, model: Network, engine: str) -> None:
         super().__init__()
         self.model = model

@@ -20,7 +20,7 @@ from ..flops import dilate
 from ..folding import fold_norms
 from ..models.network import Network
 from ..ponder import BlockPonder, Ponder
-from ..scores import to_score
+from ..scores import PositionScore, to_score
 from ..units import Stage, describe
 from . import Run
 
@@ -80,7 +80,7 @@ def read_chains(block: Block, fold: bool = False) -> list[Chains]:
         branch = stages if unit.keeps_state and all(_is_plain(stage.conv) for stage in stages) else None
         if branch is not None and fold:
             branch = fold_norms(branch)
-        chains.append(Chains(branch, describe(head.local()) if head is not None else None))
+        chains.append(Chains(branch, describe(head.local()) if isinstance(head, PositionScore) else None))
     return chains
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,6 +64,10 @@ class Network(nn.Module):
         class_names: names of the classes, or None.
     """
 
+    blocks: Sequence[Block]
+    head: nn.Module | None
+    classifier: nn.Conv2d | None
+
     def __init__(
         self,
         config: NetworkConfig,
@@ -76,7 +81,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.stem = stem
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # ModuleList does not say what it holds
         self.head = head if not config.features_only else None
         self.classifier = classifier if not config.features_only else None
         self.feature_channels = feature_channels
@@ -114,6 +119,7 @@ class Network(nn.Module):
         features: list[Tensor] = []
         spent = []
         for block in self.blocks:
+            assert isinstance(block, Block)
             x, block_ponder = run_block(block, x, keep_distribution)
             features.append(x)
             spent.append(block_ponder)
@@ -176,9 +182,8 @@ class Network(nn.Module):
     def reset_scores(self) -> None:
         """Set every score head's bias to its initial value, -3."""
         for block in self.blocks:
-            assert isinstance(block, Block)
             for head in block.scores:
-                reset_score_bias(head)  # type: ignore[arg-type]  # ModuleList forgets what it holds
+                reset_score_bias(head)
 
     def save_pretrained(self, folder: str, **metadata: Any) -> None:
         """Write `config.json` and `model.safetensors` to a folder; see `sact.from_pretrained`."""

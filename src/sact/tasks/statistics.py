@@ -23,6 +23,15 @@ class PonderStatistics(Metric):
 
     full_state_update = False
 
+    images: Tensor
+    dense: Tensor
+    flops: Tensor
+    positions: Tensor
+    units: Tensor
+    cost: Tensor
+    most: Tensor
+    length: Tensor
+
     def __init__(self, blocks: int) -> None:
         super().__init__()
         wide = torch.float64

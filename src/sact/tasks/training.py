@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..checkpoints import from_pretrained, save_pretrained
 from ..data import create_dataset
 from ..data.materialised import Materialised
+from ..engines import CompiledNetwork
 from ..errors import InputError, RecipeError
 from ..files import write_json, write_text
 from ..models import Network, create_model
@@ -107,7 +108,7 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
 
 
 def evaluate(
-    model: nn.Module,
+    model: Network | CompiledNetwork,
     dataset: Dataset[Any],
     batch_size: int = 100,
     precision: str = "32-true",
@@ -132,7 +133,7 @@ def evaluate(
     Raises:
         InputError: the data set has more classes than the network, or is empty.
     """
-    network = model if isinstance(model, Network) else model.model
+    network = model.model if isinstance(model, CompiledNetwork) else model
     classes = getattr(dataset, "num_classes", None)
     if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
         raise InputError("the data set is empty; there is nothing to evaluate")

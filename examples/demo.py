@@ -1,0 +1,323 @@
+"""The demo: a trained network classifies scenes that it has never seen, and a page shows where the work went.
+
+    python examples/demo.py [--out demo] [--model scenes] [--scenes 1000] [--examples 12] [--threads N]
+
+It writes `index.html`, one self-contained page, and `results.json`. Nothing is trained. About a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from page import Example, render
+from torch import Tensor
+
+import sact
+from sact.checkpoints import read_metadata
+from sact.data import Scenes, create_dataset
+from sact.errors import InputError
+from sact.files import write_json, write_text
+from sact.flops_report import count
+from sact.maps import auc
+
+LIMIT = 1e-3
+"""Largest difference in a logit with which an engine still counts as giving the same answer."""
+BATCH_SIZES = (1, 16)
+_EVALUATED_AT_A_TIME = 50
+_BATCHES = 4
+_SECONDS_PER_BATCH_SIZE = 8.0
+_LEAST_ROUNDS, _TRIAL_ROUNDS = 12, 5
+_LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a network: what is timed.
+
+    Attributes:
+        name: "plain", "masked" or "gather".
+        layout: memory layout of weights and images, the faster one for this contender.
+        run: images to logits.
+        difference: largest difference in a logit from the definition, over the batches that are timed.
+    """
+
+    name: str
+    layout: str
+    run: Callable[[Tensor], Tensor]
+    difference: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code: 0, or 2 for a bad argument or input."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = make_parser().parse_args(arguments)
+    try:
+        make_demo(options, shlex.join(["python", "examples/demo.py", *arguments]))
+    except sact.SactError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Classify held-out scenes and write a page that shows where the work went.")
+    parser.add_argument("--out", metavar="DIR", default="demo", help="folder of index.html and results.json (%(default)s)")
+    parser.add_argument("--model", default="scenes", help="packaged network, folder or hub id (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=1000, help="held-out scenes to classify (%(default)s)")
+    parser.add_argument("--examples", type=int, default=12, help="how many of them the page shows (%(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    return parser
+
+
+def make_demo(options: argparse.Namespace, command: str) -> None:
+    """Everything that the command does; `command` is quoted on the page."""
+    for name, least in (("scenes", 1), ("examples", 1), ("threads", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}, but it must be at least {least}")
+    out = Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out is {out}, but that folder cannot be made ({error.strerror}); name another") from error
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+    adaptive = sact.from_pretrained(options.model)
+    if adaptive.config.halting == "none":
+        raise InputError(f'"{options.model}" is a plain network and has no ponder map; name an adaptive one with --model')
+    scenes = held_out_scenes(options.model, adaptive, options.scenes)
+    print(f"classifying {len(scenes)} held-out scenes on crops of {len(scenes.photographs)} held-out photographs ...")
+    measured, examples = classify(adaptive, scenes, options.examples)
+    print("measuring the time of masked, gather and the plain network, in turns ...")
+    plain = sact.from_pretrained(options.model, halting="none")
+    timings = [time_batches(adaptive, plain, first_batches(scenes, size)) for size in BATCH_SIZES]
+
+    results = {
+        "command": command,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "network": describe(options.model, adaptive, scenes.size),
+        **measured,
+        "timings": timings,
+        "examples": [example.summary() for example in examples],
+    }
+    write_json(out / "results.json", results)
+    write_text(out / "index.html", render(results, examples))
+    print_headlines(results)
+    print(f"the page is {(out / 'index.html').resolve()}")
+
+
+def held_out_scenes(source: str, model: sact.Network, length: int) -> Scenes:
+    """Test scenes like those that the network was trained on: photographs and items that training never saw.
+
+    Raises:
+        InputError: the network was not trained on scenes.
+    """
+    recipe = read_metadata(source).get("recipe", {})
+    if recipe.get("data") != "scenes":
+        raise InputError(
+            f'"{source}" was trained on {recipe.get("data", "unknown data")}, but the demo needs a network trained on '
+            "scenes; train one with: sact train recipes/scenes_sact.yaml"
+        )
+    size = recipe.get("image_size") or (model.preprocessing or {}).get("size")
+    options = recipe.get("data_options", {})
+    scenes = create_dataset("scenes", "test", size=size, data_dir=recipe.get("data_dir"), length=length, **options)
+    assert isinstance(scenes, Scenes)
+    return scenes
+
+
+@torch.inference_mode()
+def classify(model: sact.Network, scenes: Scenes, shown: int) -> tuple[dict[str, Any], list[Example]]:
+    """Accuracy and cost over all scenes by the definition of the network (masked), and the first few scenes as examples."""
+    correct: list[bool] = []
+    shares: list[float] = []
+    aucs: list[float] = []
+    units: list[list[float]] = []
+    examples: list[Example] = []
+    for start in range(0, len(scenes), _EVALUATED_AT_A_TIME):
+        items = [scenes[index] for index in range(start, min(start + _EVALUATED_AT_A_TIME, len(scenes)))]
+        logits, ponder = model(torch.stack([image for image, _, _ in items]), return_ponder=True)
+        probabilities = logits.softmax(1)
+        maps = ponder.map(scenes.size).numpy()
+        means = torch.stack([block.units.float().reshape(len(items), -1).mean(1) for block in ponder.blocks], 1).tolist()
+        batch_shares = (ponder.flops.double() / ponder.dense_flops).tolist()
+        for row, (image, label, mask) in enumerate(items):
+            area = auc(maps[row], mask.numpy()) if 0 < int(mask.sum()) < mask.numel() else None
+            index = int(probabilities[row].argmax())
+            correct.append(index == label)
+            if area is not None:
+                aucs.append(area)
+            if len(examples) < shown:
+                examples.append(
+                    Example(
+                        picture=to_picture(image),
+                        map=maps[row],
+                        truth=scenes.class_names[label],
+                        name=scenes.class_names[index],
+                        score=float(probabilities[row, index]),
+                        share=batch_shares[row],
+                        units=means[row],
+                        auc=area,
+                    )
+                )
+        shares += batch_shares
+        units += means
+    accuracy = float(np.mean(correct))
+    measured = {
+        "scenes": len(correct),
+        "photographs": len(scenes.photographs),
+        "accuracy": {"value": accuracy, "standard_error": (accuracy * (1 - accuracy) / len(correct)) ** 0.5},
+        "flops_share": spread(shares) | {"values": shares},
+        "units": [float(mean) for mean in np.mean(units, axis=0)],
+        "map_auc": spread(aucs) if aucs else None,
+    }
+    return measured, examples
+
+
+def first_batches(scenes: Scenes, size: int) -> list[Tensor]:
+    """A few different batches of the first scenes: how long an adaptive network takes depends on the picture."""
+    images = [scenes[index % len(scenes)][0] for index in range(size * _BATCHES)]
+    return [torch.stack(images[start : start + size]) for start in range(0, len(images), size)]
+
+
+@torch.inference_mode()
+def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tensor]) -> dict[str, Any]:
+    """Medians of interleaved runs, and per round the ratio to the plain network on the same batch.
+
+    No time is taken of an engine whose logits differ from the definition by more than `LIMIT` on these batches.
+    """
+    contenders = [
+        prepare("plain", plain, lambda model: model, batches),
+        prepare("masked", adaptive, lambda model: sact.compile(model, "masked"), batches),
+        prepare("gather", adaptive, lambda model: sact.compile(model, "gather"), batches),
+    ]
+    same = [contender for contender in contenders if contender.difference <= LIMIT]
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in same}
+    rounds, stop = 0, time.perf_counter() + _SECONDS_PER_BATCH_SIZE
+    while rounds < _LEAST_ROUNDS or time.perf_counter() < stop:
+        first = rounds % len(same)
+        for contender in same[first:] + same[:first]:
+            seconds[contender.name].append(clock(contender.run, batches[rounds % len(batches)]))
+        rounds += 1
+    shares = [float((ponder.flops.double() / ponder.dense_flops).mean()) for ponder in map(spent(adaptive), batches)]
+    rows = []
+    for contender in contenders:
+        taken = seconds.get(contender.name)
+        row = {"name": contender.name, "layout": contender.layout, "difference": contender.difference}
+        ratios = [own / base for own, base in zip(taken, seconds["plain"], strict=True)] if taken else None
+        times = spread([1e3 * value for value in taken]) if taken else None
+        rows.append(row | {"milliseconds": times, "ratio": spread(ratios) if ratios else None})
+    return {"batch": len(batches[0]), "rounds": rounds, "flops_share": float(np.mean(shares)), "engines": rows}
+
+
+def prepare(
+    name: str, network: sact.Network, wrap: Callable[[sact.Network], Callable[[Tensor], Tensor]], batches: list[Tensor]
+) -> Contender:
+    """A network in the memory layout in which it is faster here, compared with the definition."""
+    best, least = None, float("inf")
+    for layout, memory_format in _LAYOUTS.items():
+        model = wrap(copy.deepcopy(network).to(memory_format=memory_format))  # type: ignore[call-overload]
+
+        def run(images: Tensor, model: Any = model, memory_format: Any = memory_format) -> Tensor:
+            return model(images.contiguous(memory_format=memory_format))  # type: ignore[no-any-return]
+
+        difference = max(float((run(images) - network(images)).abs().max()) for images in batches)
+        trial = float(np.median([clock(run, batches[number % len(batches)]) for number in range(_TRIAL_ROUNDS)]))
+        if trial < least:
+            best, least = Contender(name, layout, run, difference), trial
+    assert best is not None
+    return best
+
+
+def clock(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run(images)
+    return time.perf_counter() - start
+
+
+def spent(model: sact.Network) -> Callable[[Tensor], sact.Ponder]:
+    """What a network spends on images."""
+    return lambda images: model(images, return_ponder=True)[1]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation, extremes and quartiles."""
+    array = np.asarray(values, dtype=np.float64)
+    lower, median, upper = np.percentile(array, [25, 50, 75])
+    numbers = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
+    numbers |= {"lower_quartile": lower, "median": median, "upper_quartile": upper}
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def describe(source: str, model: sact.Network, size: int) -> dict[str, Any]:
+    """The network in numbers."""
+    report = count(model, (size, size))
+    return {
+        "name": source,
+        "halting": model.config.halting,
+        "units": list(model.config.units),
+        "base_channels": model.config.base_channels,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": size,
+        "plain_flops": report["plain"],
+        "least_share": report["fewest"] / report["plain"],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the times were measured on."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: the platform's own name has to do
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": name, "cores": cores, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def to_picture(image: Tensor) -> NDArray[np.uint8]:
+    """A scene [3, S, S] in [-1, 1] as uint8 [S, S, 3]."""
+    pixels: NDArray[np.uint8] = image.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    return pixels
+
+
+def print_headlines(results: dict[str, Any]) -> None:
+    """The page's headline numbers."""
+    accuracy, share, area = results["accuracy"], results["flops_share"], results["map_auc"]
+    print(f"accuracy {accuracy['value']:.1%} +- {accuracy['standard_error']:.1%} on {results['scenes']} held-out scenes")
+    print(f"FLOPs {share['mean']:.1%} of the plain network's (standard deviation between scenes {share['std']:.1%})")
+    if area is not None:
+        print(f"ponder map against object mask: AUC {area['mean']:.3f}")
+    for timing in results["timings"]:
+        for row in timing["engines"]:
+            where = f"batch {timing['batch']:>2} {row['name']:6}"
+            if row["milliseconds"] is None:
+                print(f"{where} not timed: its output differs by {row['difference']:.2g}")
+            else:
+                times, ratio = row["milliseconds"], row["ratio"]
+                quartiles = f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}"
+                print(f"{where} {times['median']:8.1f} ms, {ratio['median']:.2f} of the plain network's time ({quartiles})")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
