@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Study:
         """Queue a plain network's training from scratch; its name."""
         return self.start(f"{plain_name(units)}/first", "scenes_plain", f"--units={list(units)}")
 
-    def plain(self, networks: list[tuple[int, ...]]) -> None:
+    def plain(self, networks: Sequence[tuple[int, ...]]) -> None:
         """Queue plain networks: all first phases, then all second ones, so that no job waits for another."""
         for units in networks:
             self.first_phase(units)

@@ -215,7 +215,8 @@ def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tens
         for contender in same[first:] + same[:first]:
             seconds[contender.name].append(clock(contender.run, batches[rounds % len(batches)]))
         rounds += 1
-    shares = [float((ponder.flops.double() / ponder.dense_flops).mean()) for ponder in map(spent(adaptive), batches)]
+    ponders = [adaptive(images, return_ponder=True)[1] for images in batches]
+    shares = [float(ponder.flops.double().mean()) / ponder.dense_flops for ponder in ponders]
     rows = []
     for contender in contenders:
         taken = seconds.get(contender.name)
@@ -250,11 +251,6 @@ def clock(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
     start = time.perf_counter()
     run(images)
     return time.perf_counter() - start
-
-
-def spent(model: sact.Network) -> Callable[[Tensor], sact.Ponder]:
-    """What a network spends on images."""
-    return lambda images: model(images, return_ponder=True)[1]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -85,8 +85,7 @@ def render(results: dict[str, Any], examples: Sequence[Example]) -> str:
         ramp=data_uri(Image.fromarray(ramp)),
         ticks=np.linspace(low, high, 5).tolist(),
         histogram=histogram(results["flops_share"]["values"]),
-        verdicts=[verdict(timing) for timing in results["timings"]],
-        faster=max((row["milliseconds"]["median"] for t in results["timings"] for row in t["engines"] if row["ratio"]))
+        timings=[timing | {"verdict": verdict(timing), "longest": longest(timing)} for timing in results["timings"]],
     )
     return html
 
@@ -120,3 +119,26 @@ def histogram(shares: Sequence[float]) -> dict[str, Any]:
         if count
     ]
     return {"bars": bars, "width": _WIDTH, "height": _HEIGHT, "scale": scale}
+
+
+def verdict(timing: dict[str, Any]) -> str:
+    """Which is faster, as one sentence that follows from the quartiles of the ratio to the plain network's time."""
+    gather = next(row for row in timing["engines"] if row["name"] == "gather")
+    if gather["ratio"] is None:
+        return (
+            f"No time is given for gather: its output differs from the definition by {gather['difference']:.2g}, "
+            "so it did not do the same work."
+        )
+    lower, median, upper = (gather["ratio"][name] for name in ("lower_quartile", "median", "upper_quartile"))
+    numbers = f"{median:.2f} times the plain network's time (quartiles {lower:.2f} to {upper:.2f})"
+    spent = f"{timing['flops_share']:.0%} of its FLOPs"
+    if upper < 1:
+        return f"Gather is faster than the plain network: {numbers}, with {spent}."
+    if lower > 1:
+        return f"The plain network is faster: gather takes {numbers}, although it needs only {spent}."
+    return f"Gather and the plain network are equally fast within the spread: {numbers}, with {spent}."
+
+
+def longest(timing: dict[str, Any]) -> float:
+    """The largest median in milliseconds, to which the page's bars are relative."""
+    return max(float(row["milliseconds"]["median"]) for row in timing["engines"] if row["milliseconds"])

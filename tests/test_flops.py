@@ -67,6 +67,7 @@ def test_perforated_bottlenecks_against_loops() -> None:
     assert units.unique().tolist() == [1, 2, 3, 4]
     assert len(set(expected)) == 3
     assert block_flops(description, units).tolist() == expected
+    assert block_flops(description, units[2:]).tolist() == expected[2:]
 
 
 def test_perforated_two_convolution_units_against_loops() -> None:

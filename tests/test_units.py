@@ -83,10 +83,14 @@ def test_folding_keeps_the_numbers_and_leaves_the_original(make_model, name: str
     assert all(torch.equal(value, before[key]) for key, value in unit.state_dict().items())
 
 
-def test_norms_without_scale_fold_too() -> None:
-    norm = BatchNorm2d(3, affine=False)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_folding_with_and_without_bias_and_scale(bias: bool, affine: bool) -> None:
+    norm = BatchNorm2d(3, affine=affine)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 2)
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
-    chain = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), norm, nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    chain = nn.Sequential(nn.Conv2d(2, 3, 1, bias=bias), norm, nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
     x = torch.randn(2, 2, 3, 3)
     torch.testing.assert_close(run_stages(fold_norms(describe(chain)), x), chain(x))

@@ -171,7 +171,7 @@ def write_arrays(prediction: Prediction, path: Path) -> None:
             arrays[f"block{number}_halting_distribution"] = _array(block.halting_distribution[0])
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -163,7 +163,7 @@ def evaluate(
 def training_data(recipe: Recipe) -> Any:
     """The recipe's training set, drawn to disk if it says so."""
     options = dict(recipe.data_options)
-    arguments = {"size": recipe.image_size, "data_dir": recipe.data_dir, "length": recipe.train_length}
+    arguments: dict[str, Any] = {"size": recipe.image_size, "data_dir": recipe.data_dir, "length": recipe.train_length}
     source = create_dataset(recipe.data, "train", seed=recipe.seed, train=True, **arguments, **options)
     if not recipe.cache:
         return source
