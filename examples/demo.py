@@ -1,6 +1,6 @@
 """The demo: a trained network classifies scenes that it has never seen, and a page shows where the work went.
 
-    python examples/demo.py [--out demo] [--model scenes] [--scenes 1000] [--examples 12] [--threads N]
+    python examples/demo.py [--out demo] [--model scenes] [--scenes 1000] [--examples 12] [--data-dir DIR] [--threads N]
 
 It writes `index.html`, one self-contained page, and `results.json`. Nothing is trained. About a minute on two cores.
 """
@@ -8,14 +8,11 @@ It writes `index.html`, one self-contained page, and `results.json`. Nothing is 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from page import Example, render
+from timing import LIMIT, spread, time_batches
 from torch import Tensor
 
 import sact
@@ -34,31 +32,10 @@ from sact.files import write_json, write_text
 from sact.flops_report import count
 from sact.maps import auc
 
-LIMIT = 1e-3
-"""Largest difference in a logit with which an engine still counts as giving the same answer."""
 BATCH_SIZES = (1, 16)
 _EVALUATED_AT_A_TIME = 50
+# Different batches of a size that are timed in turn.
 _BATCHES = 4
-_SECONDS_PER_BATCH_SIZE = 8.0
-_LEAST_ROUNDS, _TRIAL_ROUNDS = 12, 5
-_LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A way to run a network: what is timed.
-
-    Attributes:
-        name: "plain", "masked" or "gather".
-        layout: memory layout of weights and images, the faster one for this contender.
-        run: images to logits.
-        difference: largest difference in a logit from the definition, over the batches that are timed.
-    """
-
-    name: str
-    layout: str
-    run: Callable[[Tensor], Tensor]
-    difference: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,11 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Classify held-out scenes and write a page that shows where the work went.")
-    parser.add_argument("--out", metavar="DIR", default="demo", help="folder of index.html and results.json (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Classify held-out scenes and write a page that shows where the work went."
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", default="demo", help="folder of index.html and results.json (%(default)s)"
+    )
     parser.add_argument("--model", default="scenes", help="packaged network, folder or hub id (%(default)s)")
     parser.add_argument("--scenes", type=int, default=1000, help="held-out scenes to classify (%(default)s)")
     parser.add_argument("--examples", type=int, default=12, help="how many of them the page shows (%(default)s)")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of background photographs (default: those of this machine)"
+    )
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
     return parser
 
@@ -100,8 +84,10 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
 
     adaptive = sact.from_pretrained(options.model)
     if adaptive.config.halting == "none":
-        raise InputError(f'"{options.model}" is a plain network and has no ponder map; name an adaptive one with --model')
-    scenes = held_out_scenes(options.model, adaptive, options.scenes)
+        raise InputError(
+            f'"{options.model}" is a plain network and has no ponder map; name an adaptive one with --model'
+        )
+    scenes = held_out_scenes(options.model, adaptive, options.scenes, options.data_dir)
     print(f"classifying {len(scenes)} held-out scenes on crops of {len(scenes.photographs)} held-out photographs ...")
     measured, examples = classify(adaptive, scenes, options.examples)
     print("measuring the time of masked, gather and the plain network, in turns ...")
@@ -118,12 +104,12 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
         "examples": [example.summary() for example in examples],
     }
     write_json(out / "results.json", results)
-    write_text(out / "index.html", render(results, examples))
+    write_text(out / "index.html", render(results, examples, LIMIT))
     print_headlines(results)
     print(f"the page is {(out / 'index.html').resolve()}")
 
 
-def held_out_scenes(source: str, model: sact.Network, length: int) -> Scenes:
+def held_out_scenes(source: str, model: sact.Network, length: int, data_dir: str | None = None) -> Scenes:
     """Test scenes like those that the network was trained on: photographs and items that training never saw.
 
     Raises:
@@ -137,14 +123,16 @@ def held_out_scenes(source: str, model: sact.Network, length: int) -> Scenes:
         )
     size = recipe.get("image_size") or (model.preprocessing or {}).get("size")
     options = recipe.get("data_options", {})
-    scenes = create_dataset("scenes", "test", size=size, data_dir=recipe.get("data_dir"), length=length, **options)
+    scenes = create_dataset(
+        "scenes", "test", size=size, data_dir=data_dir or recipe.get("data_dir"), length=length, **options
+    )
     assert isinstance(scenes, Scenes)
     return scenes
 
 
 @torch.inference_mode()
 def classify(model: sact.Network, scenes: Scenes, shown: int) -> tuple[dict[str, Any], list[Example]]:
-    """Accuracy and cost over all scenes by the definition of the network (masked), and the first few scenes as examples."""
+    """Accuracy and cost over all scenes, by the definition of the network (masked), and the first few as examples."""
     correct: list[bool] = []
     shares: list[float] = []
     aucs: list[float] = []
@@ -155,7 +143,9 @@ def classify(model: sact.Network, scenes: Scenes, shown: int) -> tuple[dict[str,
         logits, ponder = model(torch.stack([image for image, _, _ in items]), return_ponder=True)
         probabilities = logits.softmax(1)
         maps = ponder.map(scenes.size).numpy()
-        means = torch.stack([block.units.float().reshape(len(items), -1).mean(1) for block in ponder.blocks], 1).tolist()
+        means = torch.stack(
+            [block.units.float().reshape(len(items), -1).mean(1) for block in ponder.blocks], 1
+        ).tolist()
         batch_shares = (ponder.flops.double() / ponder.dense_flops).tolist()
         for row, (image, label, mask) in enumerate(items):
             area = auc(maps[row], mask.numpy()) if 0 < int(mask.sum()) < mask.numel() else None
@@ -196,72 +186,6 @@ def first_batches(scenes: Scenes, size: int) -> list[Tensor]:
     return [torch.stack(images[start : start + size]) for start in range(0, len(images), size)]
 
 
-@torch.inference_mode()
-def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tensor]) -> dict[str, Any]:
-    """Medians of interleaved runs, and per round the ratio to the plain network on the same batch.
-
-    No time is taken of an engine whose logits differ from the definition by more than `LIMIT` on these batches.
-    """
-    contenders = [
-        prepare("plain", plain, lambda model: model, batches),
-        prepare("masked", adaptive, lambda model: sact.compile(model, "masked"), batches),
-        prepare("gather", adaptive, lambda model: sact.compile(model, "gather"), batches),
-    ]
-    same = [contender for contender in contenders if contender.difference <= LIMIT]
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in same}
-    rounds, stop = 0, time.perf_counter() + _SECONDS_PER_BATCH_SIZE
-    while rounds < _LEAST_ROUNDS or time.perf_counter() < stop:
-        first = rounds % len(same)
-        for contender in same[first:] + same[:first]:
-            seconds[contender.name].append(clock(contender.run, batches[rounds % len(batches)]))
-        rounds += 1
-    ponders = [adaptive(images, return_ponder=True)[1] for images in batches]
-    shares = [float(ponder.flops.double().mean()) / ponder.dense_flops for ponder in ponders]
-    rows = []
-    for contender in contenders:
-        taken = seconds.get(contender.name)
-        row = {"name": contender.name, "layout": contender.layout, "difference": contender.difference}
-        ratios = [own / base for own, base in zip(taken, seconds["plain"], strict=True)] if taken else None
-        times = spread([1e3 * value for value in taken]) if taken else None
-        rows.append(row | {"milliseconds": times, "ratio": spread(ratios) if ratios else None})
-    return {"batch": len(batches[0]), "rounds": rounds, "flops_share": float(np.mean(shares)), "engines": rows}
-
-
-def prepare(
-    name: str, network: sact.Network, wrap: Callable[[sact.Network], Callable[[Tensor], Tensor]], batches: list[Tensor]
-) -> Contender:
-    """A network in the memory layout in which it is faster here, compared with the definition."""
-    best, least = None, float("inf")
-    for layout, memory_format in _LAYOUTS.items():
-        model = wrap(copy.deepcopy(network).to(memory_format=memory_format))  # type: ignore[call-overload]
-
-        def run(images: Tensor, model: Any = model, memory_format: Any = memory_format) -> Tensor:
-            return model(images.contiguous(memory_format=memory_format))  # type: ignore[no-any-return]
-
-        difference = max(float((run(images) - network(images)).abs().max()) for images in batches)
-        trial = float(np.median([clock(run, batches[number % len(batches)]) for number in range(_TRIAL_ROUNDS)]))
-        if trial < least:
-            best, least = Contender(name, layout, run, difference), trial
-    assert best is not None
-    return best
-
-
-def clock(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Seconds of one run."""
-    start = time.perf_counter()
-    run(images)
-    return time.perf_counter() - start
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation, extremes and quartiles."""
-    array = np.asarray(values, dtype=np.float64)
-    lower, median, upper = np.percentile(array, [25, 50, 75])
-    numbers = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
-    numbers |= {"lower_quartile": lower, "median": median, "upper_quartile": upper}
-    return {name: float(value) for name, value in numbers.items()}
-
-
 def describe(source: str, model: sact.Network, size: int) -> dict[str, Any]:
     """The network in numbers."""
     report = count(model, (size, size))
@@ -300,7 +224,9 @@ def to_picture(image: Tensor) -> NDArray[np.uint8]:
 def print_headlines(results: dict[str, Any]) -> None:
     """The page's headline numbers."""
     accuracy, share, area = results["accuracy"], results["flops_share"], results["map_auc"]
-    print(f"accuracy {accuracy['value']:.1%} +- {accuracy['standard_error']:.1%} on {results['scenes']} held-out scenes")
+    print(
+        f"accuracy {accuracy['value']:.1%} +- {accuracy['standard_error']:.1%} on {results['scenes']} held-out scenes"
+    )
     print(f"FLOPs {share['mean']:.1%} of the plain network's (standard deviation between scenes {share['std']:.1%})")
     if area is not None:
         print(f"ponder map against object mask: AUC {area['mean']:.3f}")
@@ -312,7 +238,7 @@ def print_headlines(results: dict[str, Any]) -> None:
             else:
                 times, ratio = row["milliseconds"], row["ratio"]
                 quartiles = f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}"
-                print(f"{where} {times['median']:8.1f} ms, {ratio['median']:.2f} of the plain network's time ({quartiles})")
+                print(f"{where} {times['median']:8.1f} ms, {ratio['median']:.2f} x plain (quartiles {quartiles})")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sact.maps import colorize, overlay
 TEMPLATE = "demo.html.j2"
 # Side of a panel in pixels; about what a screen of double density shows in a card.
 _PANEL = 192
-# The histogram: its drawing in SVG units, its axis in shares of the plain network's FLOPs. Score heads can add a little to 1.
+# The histogram: its drawing in SVG units, its axis in shares of the plain network's FLOPs, to which score heads add a little.
 _WIDTH, _HEIGHT, _AXIS_END, _BIN = 960, 190, 1.05, 0.01
 
 
@@ -54,12 +54,13 @@ class Example:
         return names | {"flops_share": self.share, "units": self.units, "map_auc": self.auc}
 
 
-def render(results: dict[str, Any], examples: Sequence[Example]) -> str:
+def render(results: dict[str, Any], examples: Sequence[Example], limit: float) -> str:
     """The page.
 
     Args:
         results: what `examples/demo.py` writes to results.json.
         examples: scenes to show, at least one.
+        limit: largest difference in a logit with which an engine was timed.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -80,6 +81,7 @@ def render(results: dict[str, Any], examples: Sequence[Example]) -> str:
     ramp = colorize(np.linspace(0, 1, 256)[None])
     html: str = environment.get_template(TEMPLATE).render(
         results=results,
+        limit=f"{limit:g}",
         date=f"{datetime.fromisoformat(results['date']):%d %B %Y, %H:%M}",
         cards=[card(example, low, high) for example in examples],
         ramp=data_uri(Image.fromarray(ramp)),
@@ -109,7 +111,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def histogram(shares: Sequence[float]) -> dict[str, Any]:
-    """Bars of the distribution of FLOPs over scenes, in SVG units: x and width from the left, height up from the axis."""
+    """Bars of the distribution of FLOPs over scenes, in SVG units; heights go up from the axis."""
     edges = np.arange(0, _AXIS_END + _BIN / 2, _BIN)
     counts, _ = np.histogram(np.clip(shares, 0, _AXIS_END), edges)
     scale = _WIDTH / _AXIS_END
@@ -130,7 +132,7 @@ def verdict(timing: dict[str, Any]) -> str:
             "so it did not do the same work."
         )
     lower, median, upper = (gather["ratio"][name] for name in ("lower_quartile", "median", "upper_quartile"))
-    numbers = f"{median:.2f} times the plain network's time (quartiles {lower:.2f} to {upper:.2f})"
+    numbers = f"{median:.2f} times the plain network’s time (quartiles {lower:.2f} to {upper:.2f})"
     spent = f"{timing['flops_share']:.0%} of its FLOPs"
     if upper < 1:
         return f"Gather is faster than the plain network: {numbers}, with {spent}."

@@ -47,6 +47,7 @@ fi
 # Fashion-MNIST and photographs, from Debian's packages where there is apt-get.
 missing=""
 [ -e /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
+[ -e /usr/share/backgrounds/gnome ] || missing="$missing gnome-backgrounds"
 [ -e /usr/share/backgrounds/mate ] || missing="$missing mate-backgrounds"
 [ -e /usr/share/wallpapers ] || missing="$missing plasma-workspace-wallpapers"
 if [ -n "$missing" ]; then

@@ -66,7 +66,7 @@ def test_gather_equals_masked_with_every_gradient(
     small, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, dense_share: float
 ) -> None:
     monkeypatch.setattr(gather, "DENSE_SHARE", dense_share)
-    model = small(name, kind).double()
+    model = small(name, kind, eps=0.3).double()
     results = []
     for engine in ("masked", "gather"):
         torch.manual_seed(1)
@@ -248,31 +248,30 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= size
 
 
-def peak_memory(model: nn.Module, images: Tensor) -> int:
-    model(images)  # the gather engine folds norms here, into what counts as parameters
-    with PeakMemory() as memory:
-        model(images, return_ponder=True)
-    return memory.peak
-
-
 @pytest.mark.parametrize("engine", ["masked", "gather"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_inference_memory_does_not_grow_with_the_units(small, name: str, kind: str, engine: str) -> None:
+def test_inference_memory_does_not_grow_with_the_units(
+    small, always_perforated, name: str, kind: str, engine: str
+) -> None:
     images = torch.randn(2, 3, 64, 64)
+    state = 4 * 2 * 8 * 64 * 64  # bytes, in both families
 
     def peak(units: int) -> int:
-        model = small(name, kind, units=[units], base_channels=8)
-        for head in model.blocks[0].scores:  # every position runs some six units, so that depth alone differs
-            nn.init.constant_((head.global_conv if kind == "act" else head.local_conv).bias, -2.0)
-        return peak_memory(sact.compile(model, engine), images)
+        model = small(name, kind, units=[units], base_channels=32 if name == "resnet" else 8)
+        force_halting(model, -8.0)
+        fast = sact.compile(model, engine)
+        fast(images)  # the gather engine folds norms here, into what counts as parameters
+        with PeakMemory() as memory:
+            _, ponder = fast(images, return_ponder=True)
+        assert ponder.blocks[0].units.max() == units
+        return memory.peak
 
     with torch.no_grad():
         shallow, deep = peak(4), peak(24)
-    assert deep <= 1.1 * shallow  # twenty states more would double it
-    assert shallow >= 2 * images.numel() * 4, "the measurement sees activations"
+    assert deep <= shallow + state
     if engine == "masked":
-        assert peak(24) > 2 * peak(4), "and would see them kept, as training must"
+        assert peak(24) >= peak(4) + 20 * state, "training keeps the states, and the measurement sees them"
 
 
 def test_norms_in_training_mode_are_refused(small) -> None:

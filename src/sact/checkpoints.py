@@ -93,7 +93,10 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: nothing is there, or its configuration is damaged.
     """
-    return dict(read_config(_locate(source)).get("metadata", {}))
+    metadata = read_config(_locate(source)).get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"the metadata of {source} is {metadata!r}, but must be fields; save the checkpoint again")
+    return metadata
 
 
 def list_pretrained() -> list[str]:

@@ -1,7 +1,7 @@
 """The command line: the same verbs and argument names as the library.
 
-Whatever goes wrong on purpose is one sentence on standard error and exit code 2. Imports that a verb alone needs are made
-inside it, so that `sact --help` is instant and no extra is needed for a verb that does not use it.
+Whatever a user can get wrong is one line on standard error and exit code 2. Imports that a verb alone needs are made
+inside it, so that no extra is needed for a verb that does not use it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .errors import InputError, SactError, require
 
 if TYPE_CHECKING:
-    from .engines import CompiledNetwork
     from .models import Network
 
 DESCRIPTION = """\
@@ -42,15 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SactError as error:
         print(f"sact {options.verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full, a file that went away
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"sact {options.verb}: {name}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"sact {options.verb}: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def make_parser() -> Parser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"sact {__version__}")
@@ -160,11 +171,13 @@ def run_eval(options: argparse.Namespace) -> None:
     from .checkpoints import from_pretrained, read_metadata
     from .data import create_dataset
     from .engines import compile
-    from .files import write_json
+    from .files import make_folder, write_json
     from .tasks.training import evaluate
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, but it must be at least 1")
+    if options.json:
+        make_folder(Path(options.json).parent)
     model = from_pretrained(options.model)
     recipe = read_metadata(options.model).get("recipe", {})
     data = options.data or recipe.get("data")
@@ -174,8 +187,9 @@ def run_eval(options: argparse.Namespace) -> None:
     dataset = create_dataset(
         data,
         options.split,
-        size=options.size or (recipe.get("image_size") if remembers else None),
-        data_dir=options.data_dir or (recipe.get("data_dir") if remembers else None),
+        size=options.size if options.size is not None or not remembers else recipe.get("image_size"),
+        data_dir=options.data_dir if options.data_dir is not None or not remembers else recipe.get("data_dir"),
+        seed=recipe.get("seed", 0) if remembers else 0,
         length=options.length,
         **(recipe.get("data_options", {}) if remembers else {}),
     )
@@ -191,8 +205,8 @@ def run_predict(options: argparse.Namespace) -> None:
     """`sact predict`."""
     from .checkpoints import from_pretrained
     from .engines import compile
-    from .files import write_json
-    from .predict import find_images, predict, unique_names, write_arrays, write_pictures
+    from .files import make_folder, write_json
+    from .predict import check_outputs, find_images, predict, unique_names, write_arrays, write_pictures
 
     paths = find_images(options.images)
     network = from_pretrained(options.model)
@@ -201,6 +215,8 @@ def run_predict(options: argparse.Namespace) -> None:
     model = compile(network, options.engine)
     out = Path(options.out)
     names = unique_names(paths)
+    check_outputs(paths, names, out)
+    make_folder(out)
     predictions = []
     for path, name in zip(paths, names, strict=True):
         prediction = predict(model, path, keep_distribution=options.npz)
@@ -219,8 +235,9 @@ def run_flops(options: argparse.Namespace) -> None:
     from .flops_report import count
 
     network = _named_or_saved(options)
-    cifar = network.config.family == "cifar_resnet"
-    size = options.size or ((32, 32) if cifar else (224, 224))
+    customary = 32 if network.config.family == "cifar_resnet" else 224
+    side = (network.preprocessing or {}).get("size", customary)
+    size = options.size or (side, side)
     report = count(network, size)
     if options.json:
         print(json.dumps(report, indent=2))
@@ -265,18 +282,17 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def _named_or_saved(options: argparse.Namespace) -> Network:
-    from .checkpoints import from_pretrained
+    from .checkpoints import from_pretrained, list_pretrained
     from .models import create_model
 
-    if (Path(options.model) / "config.json").is_file():
-        return from_pretrained(options.model, halting=options.halting)
-    return create_model(
-        options.model,
-        options.halting or "none",
-        units=options.units,
-        base_channels=options.base_channels,
-        num_classes=options.num_classes,
-    )
+    shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes")}
+    name = options.model
+    if not ("/" in name or Path(name).is_dir() or name in list_pretrained()):
+        return create_model(name, options.halting or "none", **shape)
+    for field, value in shape.items():
+        if value is not None:
+            raise InputError(f"--{field.replace('_', '-')} is {value}, but {name} is a saved network; leave it out")
+    return from_pretrained(name, halting=options.halting)
 
 
 def _units(text: str) -> list[int]:

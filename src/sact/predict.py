@@ -76,7 +76,7 @@ def predict(
         keep_distribution: keep the halting distribution in the ponder.
 
     Raises:
-        InputError: the image cannot be read, or the network has no preprocessing or no classifier.
+        InputError: the image cannot be read, or the network has no preprocessing or no classifier, or is in training mode.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
     if network.preprocessing is None:
@@ -86,6 +86,8 @@ def predict(
         )
     if network.config.features_only:
         raise InputError("this network returns features, not classes; create it with features_only=False")
+    if network.training:
+        raise InputError("this network is in training mode, in which norms depend on the batch; call model.eval()")
     picture = image if isinstance(image, Image.Image) else open_image(image)
     tensor = preprocess(picture, network.preprocessing)
     parameter = next(network.parameters())
@@ -175,14 +177,25 @@ def write_arrays(prediction: Prediction, path: Path) -> None:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix, numbered where two are the same."""
+    """File names without suffix, numbered where the pictures of two would have the same name."""
     names: list[str] = []
+    taken = {"contact_sheet"}
     for path in paths:
         name, number = path.stem, 2
-        while name in names:
+        while taken & {name, f"{name}_blocks"}:
             name, number = f"{path.stem}_{number}", number + 1
+        taken |= {name, f"{name}_blocks"}
         names.append(name)
     return names
+
+
+def check_outputs(paths: Sequence[Path], names: Sequence[str], folder: Path) -> None:
+    """Raise InputError if a picture written by `write_pictures` would replace one of the images themselves."""
+    written = {(folder / f"{name}.png").resolve() for stem in names for name in (stem, f"{stem}_blocks")}
+    written.add((folder / "contact_sheet.png").resolve())
+    for path in paths:
+        if path.resolve() in written:
+            raise InputError(f"the image {path} would be replaced by a picture of the result; name another folder with --out")
 
 
 def _array(values: torch.Tensor) -> NDArray[np.float32]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .data import list_datasets
+from .data import create_dataset, list_datasets
 from .errors import InputError, RecipeError
 from .models import create_model
 from .scores import Halting
@@ -18,13 +20,13 @@ from .scores import Halting
 class Recipe(BaseModel):
     """Everything that defines a training run. Steps count optimiser steps, epochs count passes over the training set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # The network: arguments of sact.create_model.
     model: str
     units: list[int] | None = None
     base_channels: int | None = None
-    num_classes: int | None = Field(None, description="by default the data set's number of classes")
+    num_classes: int | None = Field(None, ge=2, description="by default the data set's number of classes")
     halting: Halting = "none"
     eps: float = Field(0.01, gt=0, lt=1)
     tau: float = Field(0.0, ge=0, le=1, description="weight of the ponder cost in the loss; larger means less computation")
@@ -68,6 +70,11 @@ class Recipe(BaseModel):
     def _check(self) -> Recipe:
         if self.data not in list_datasets():
             raise ValueError(f'data is "{self.data}", but it must name a data set: {", ".join(list_datasets())}')
+        taken = sorted(set(inspect.signature(create_dataset).parameters) & set(self.data_options))
+        if taken:
+            raise ValueError(f"data_options may not hold {taken[0]}; see the fields data, data_dir, image_size, train_length, val_length and seed")
+        if self.cache and self.data != "scenes":
+            raise ValueError(f'cache is true, but data is "{self.data}"; only scenes are drawn, leave cache out')
         if (self.max_epochs is None) == (self.max_steps is None):
             raise ValueError("give either max_epochs or max_steps (and not both)")
         if self.tau > 0 and self.halting == "none":
@@ -104,12 +111,12 @@ def make_recipe(fields: dict[str, Any], source: str = "recipe") -> Recipe:
         RecipeError: a field is misspelt, missing or out of range, or the network they describe cannot exist.
     """
     try:
-        recipe = Recipe(**fields)
+        recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error)}") from error
     try:
-        if recipe.model in ("resnet", "cifar_resnet") or recipe.units or recipe.base_channels:
-            create_model(recipe.model, recipe.halting, units=recipe.units, base_channels=1)
+        with torch.device("meta"):  # shapes without weights: instant
+            create_model(recipe.model, recipe.halting, units=recipe.units, base_channels=recipe.base_channels)
     except InputError as error:
         raise RecipeError(f"{source}: {error}") from error
     return recipe

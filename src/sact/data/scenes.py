@@ -147,10 +147,13 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
             raise InputError(f"length must be a positive integer or None, not {length!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed must be a non-negative integer, not {seed!r}.")
-        low, high = scale
+        try:
+            low, high = map(float, scale)
+        except (TypeError, ValueError):
+            raise InputError(f"scale must be two fractions, least and greatest, not {scale!r}.") from None
         if not 0.05 <= low <= high <= 1.0:
             raise InputError(f"scale must be two fractions with 0.05 <= least <= greatest <= 1, not {scale!r}.")
-        self.split, self.size, self.seed, self.scale = split, size, seed, (float(low), float(high))
+        self.split, self.size, self.seed, self.scale = split, size, seed, (low, high)
         self._items, self._cuts, self._labels = _load_cut_items(split, None if items is None else os.fspath(items))
         self.photographs, self._pyramids = _load_pyramids(
             split, None if backgrounds is None else os.fspath(backgrounds)

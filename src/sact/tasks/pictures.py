@@ -34,8 +34,9 @@ class PonderPictures(L.Callback):
             return
         assert isinstance(pl_module, Classification)
         images = torch.stack([self.dataset[index][0] for index in range(min(self.count, len(self.dataset)))])
+        parameter = next(pl_module.model.parameters())
         with torch.no_grad():
-            _, ponder = pl_module.model(images.to(pl_module.device), return_ponder=True)
+            _, ponder = pl_module.model(images.to(parameter.device, parameter.dtype), return_ponder=True)
         maps = ponder.map(tuple(images.shape[-2:])).float().cpu().numpy()
         pictures = [_to_picture(image) for image in images.numpy()]
         captions = [f"ponder cost {cost.mean():.1f}" for cost in maps]

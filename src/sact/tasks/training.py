@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -25,10 +28,10 @@ from ..checkpoints import from_pretrained, save_pretrained
 from ..data import create_dataset
 from ..data.materialised import Materialised
 from ..engines import CompiledNetwork
-from ..errors import InputError, RecipeError
-from ..files import write_json, write_text
+from ..errors import CheckpointError, InputError, RecipeError
+from ..files import make_folder, write_json, write_text
 from ..models import Network, create_model
-from ..recipe import Recipe, dump_recipe
+from ..recipe import Recipe, dump_recipe, load_recipe, make_recipe
 from .classification import Classification
 from .pictures import PonderPictures
 
@@ -57,22 +60,27 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         The results on the validation split, see `Classification.results`.
 
     Raises:
-        RecipeError: the folder holds another run, or the recipe does not fit its data.
-        CheckpointError: `init` names no checkpoint that fits.
+        RecipeError: the folder holds another run, or the recipe does not fit its data or this machine.
+        CheckpointError: `init` names no checkpoint that fits, or the checkpoint to resume from is damaged.
+        InputError: the folder cannot be written, or the data cannot be had.
     """
     folder = Path(folder)
-    checkpoint = _claim(folder, recipe, resume)
-    if checkpoint is not None and (folder / RESULTS_NAME).is_file():
+    _check_folder(folder, recipe, resume)
+    checkpoint = folder / RESUME_NAME
+    resumes = checkpoint.is_file()
+    if resumes and (folder / RESULTS_NAME).is_file():
         return dict(json.loads((folder / RESULTS_NAME).read_text()))
-    L.seed_everything(recipe.seed, verbose=False)
     training, validation = training_data(recipe), validation_data(recipe)
+    L.seed_everything(recipe.seed, verbose=False)
     model = make_model(recipe, training)
+    if resumes:
+        steps_done = _check_checkpoint(checkpoint, model)
+        # Epochs that follow must not see the first ones' order and reflections again.
+        L.seed_everything(recipe.seed + steps_done, verbose=False)
     train_loader = _loader(training, recipe, shuffle=True)
-    steps_per_epoch = len(train_loader)
-    total_steps = recipe.max_steps or (recipe.max_epochs or 1) * steps_per_epoch
-    if steps_per_epoch == 0:
+    if len(train_loader) == 0:
         raise RecipeError(f"batch_size is {recipe.batch_size}, but there are only {len(training)} training images")
-    task = Classification(model, recipe, total_steps, steps_per_epoch)
+    epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(train_loader))
     checkpoints = ModelCheckpoint(
         folder, filename="last", save_top_k=1, monitor=None, save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -81,14 +89,12 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         callbacks.append(PonderPictures(folder / "ponder", validation))
     if not quiet:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    with _calm():
-        trainer = L.Trainer(
-            accelerator=recipe.accelerator,
-            devices=recipe.devices,
-            precision=recipe.precision,
+    with _calm(), _interruptible():
+        trainer = _make_trainer(
+            recipe,
             max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
             max_steps=recipe.max_steps or -1,
-            check_val_every_n_epoch=max(1, math.ceil(total_steps / steps_per_epoch / 20)),
+            check_val_every_n_epoch=math.ceil(epochs / 20),
             logger=[CSVLogger(folder, "", "csv"), TensorBoardLogger(folder, "", "tensorboard")],
             callbacks=callbacks,
             enable_progress_bar=not quiet,
@@ -96,11 +102,22 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
             num_sanity_val_steps=0,
             log_every_n_steps=recipe.log_every,
         )
-        trainer.fit(task, train_loader, _loader(validation, recipe), ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        if trainer.is_global_zero:
+            write_text(folder / RECIPE_NAME, dump_recipe(recipe))
+        steps_per_epoch = math.ceil(len(training) / trainer.world_size) // recipe.batch_size
+        total_steps = recipe.max_steps or epochs * steps_per_epoch
+        task = Classification(model, recipe, total_steps, steps_per_epoch)
+        resume_from = str(checkpoint) if resumes else None
+        trainer.fit(task, train_loader, _loader(validation, recipe), ckpt_path=resume_from, weights_only=True)
     model.eval()
-    results = evaluate(model, validation, batch_size=recipe.batch_size, precision=recipe.precision, quiet=quiet)
+    results = evaluate(
+        model,
+        validation,
+        batch_size=recipe.batch_size,
+        precision=recipe.precision,
+        accelerator=recipe.accelerator,
+        quiet=quiet,
+    )
     if trainer.is_global_zero:
         save_pretrained(model, folder / MODEL_FOLDER, recipe=recipe.model_dump(), results=results)
         write_json(folder / RESULTS_NAME, results)
@@ -132,6 +149,7 @@ def evaluate(
 
     Raises:
         InputError: the data set has more classes than the network, or is empty.
+        RecipeError: `batch_size`, `precision`, `accelerator` or `workers` is impossible.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
     classes = getattr(dataset, "num_classes", None)
@@ -142,15 +160,15 @@ def evaluate(
             f"the data set has {classes} classes, but the network knows {network.config.num_classes}; "
             "evaluate it on the data it was trained for"
         )
-    recipe = Recipe(model="resnet50", data="scenes", max_steps=1, batch_size=batch_size, workers=workers)
+    machine = {"accelerator": accelerator, "devices": 1, "precision": precision, "workers": workers}
+    fields = {"model": "resnet50", "data": "scenes", "max_steps": 1, "batch_size": batch_size}
+    recipe = make_recipe(fields | machine, "evaluate")
     task = Classification(network, recipe)
     task.model = model  # type: ignore[assignment]  # same call, perhaps another engine
     task.eval()
-    with _calm():
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,  # type: ignore[arg-type]  # checked by Lightning
+    with _calm(), _interruptible():
+        trainer = _make_trainer(
+            recipe,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -187,9 +205,11 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     """The recipe's network, started from `init` if given, ready for its data.
 
     Raises:
-        RecipeError: `init` is a network of other units, width or classes.
+        RecipeError: `init` is a network of other units, width or classes, or there are fewer classes than in the data.
     """
     classes = recipe.num_classes or dataset.num_classes
+    if classes < dataset.num_classes:
+        raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes} classes; leave it out")
     model = create_model(
         recipe.model,
         recipe.halting,
@@ -200,12 +220,14 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     )
     if recipe.init is not None:
         started = from_pretrained(recipe.init, halting=recipe.halting, eps=recipe.eps)
-        if started.config != model.config:
-            raise RecipeError(f"init is {recipe.init}, a {started.config}, but the recipe describes a {model.config}")
+        theirs, ours = started.config.to_dict(), model.config.to_dict()
+        for name in theirs:
+            if theirs[name] != ours[name]:
+                raise RecipeError(f"init is {recipe.init}, whose {name} is {theirs[name]}, but the recipe's is {ours[name]}")
         model = started
     model.train()
     model.preprocessing = dict(dataset.preprocessing)
-    model.class_names = list(dataset.class_names)
+    model.class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, classes))]
     if recipe.norm_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -213,19 +235,57 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> str | None:
-    """Make the folder this recipe's; the checkpoint to resume from, if there is one."""
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Make the folder, unless it is there; raise if it holds a run that this one may not touch."""
+    if rank_zero_only.rank != 0:  # the first process of several has done this for all
+        return
     saved = folder / RECIPE_NAME
-    text = dump_recipe(recipe)
-    checkpoint = folder / RESUME_NAME
-    if saved.is_file():
-        if not resume:
-            raise RecipeError(f"{folder} already holds a run; continue it with --resume, or name another folder")
-        if saved.read_text(encoding="utf-8") != text:
-            raise RecipeError(f"{folder} holds a run of another recipe (see {saved}); name another folder")
+    if not saved.is_file():
+        make_folder(folder)
+    elif not resume:
+        raise RecipeError(f"{folder} already holds a run; continue it with --resume, or name another folder")
     else:
-        write_text(saved, text)
-    return str(checkpoint) if checkpoint.is_file() else None
+        theirs, ours = load_recipe(saved).model_dump(), recipe.model_dump()
+        for name in ours:
+            if theirs[name] != ours[name]:
+                raise RecipeError(
+                    f"{folder} holds a run of another recipe: its {name} is {theirs[name]}, not {ours[name]}; "
+                    "name another folder"
+                )
+
+
+def _check_checkpoint(path: Path, model: Network) -> int:
+    """The steps that a checkpoint of this network has behind it. Nothing in it is executed."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        steps, tensors = int(saved["global_step"]), saved["state_dict"]
+        shapes = {name.removeprefix("model."): tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}
+    except Exception as error:  # a damaged file can fail in any way; none of it is ours
+        raise CheckpointError(
+            f"{path} cannot be resumed from, it is damaged or no checkpoint of a run ({type(error).__name__}); "
+            "delete the folder and train again"
+        ) from error
+    for name, tensor in model.state_dict().items():
+        if shapes.get(name) != tensor.shape:
+            raise CheckpointError(f"{path} is a checkpoint of another network: {name} is missing or of another shape")
+    return steps
+
+
+def _make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
+    """A trainer on the recipe's machine.
+
+    Raises:
+        RecipeError: this machine is another.
+    """
+    try:
+        return L.Trainer(
+            accelerator=recipe.accelerator, devices=recipe.devices, precision=recipe.precision, **options
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"accelerator {recipe.accelerator} with devices {recipe.devices} and precision {recipe.precision} "
+            f"cannot be had here: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _loader(dataset: Dataset[Any], recipe: Recipe, shuffle: bool = False) -> DataLoader[Any]:
@@ -262,3 +322,16 @@ def _calm() -> Iterator[None]:
             logger.setLevel(level)
             if tips is None:
                 del os.environ["LIGHTNING_DISABLE_TIPS"]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning answers Ctrl-C by ignoring it from then on and leaving Python; make it an exception again."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

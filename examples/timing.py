@@ -1,0 +1,105 @@
+"""The clock of the demo: interleaved runs of the same pictures, and no time for an engine that does other work."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sact
+
+LIMIT = 1e-3
+"""Largest difference in a logit with which an engine still counts as giving the same answer."""
+SECONDS = 8.0
+"""How long the rounds of one batch size go on."""
+_LEAST_ROUNDS, _TRIAL_ROUNDS = 12, 5
+_LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a network: what is timed.
+
+    Attributes:
+        name: "plain", "masked" or "gather".
+        layout: memory layout of weights and images, the faster one for this contender.
+        run: images to logits.
+        difference: largest difference in a logit from the definition, over the batches that are timed.
+    """
+
+    name: str
+    layout: str
+    run: Callable[[Tensor], Tensor]
+    difference: float
+
+
+@torch.inference_mode()
+def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tensor]) -> dict[str, Any]:
+    """Medians of interleaved runs, and per round the ratio to the plain network on the same batch.
+
+    No time is taken of an engine whose logits differ from the definition by more than `LIMIT` on these batches.
+    """
+    contenders = [
+        prepare("plain", plain, lambda model: model, batches),
+        prepare("masked", adaptive, lambda model: sact.compile(model, "masked"), batches),
+        prepare("gather", adaptive, lambda model: sact.compile(model, "gather"), batches),
+    ]
+    same = [contender for contender in contenders if contender.difference <= LIMIT]
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in same}
+    rounds, stop = 0, time.perf_counter() + SECONDS
+    while rounds < _LEAST_ROUNDS or time.perf_counter() < stop:
+        first = rounds % len(same)
+        for contender in same[first:] + same[:first]:
+            seconds[contender.name].append(clock(contender.run, batches[rounds % len(batches)]))
+        rounds += 1
+    ponders = [adaptive(images, return_ponder=True)[1] for images in batches]
+    shares = [float(ponder.flops.double().mean()) / ponder.dense_flops for ponder in ponders]
+    rows = []
+    for contender in contenders:
+        taken = seconds.get(contender.name)
+        row = {"name": contender.name, "layout": contender.layout, "difference": contender.difference}
+        ratios = [own / base for own, base in zip(taken, seconds["plain"], strict=True)] if taken else None
+        times = spread([1e3 * value for value in taken]) if taken else None
+        rows.append(row | {"milliseconds": times, "ratio": spread(ratios) if ratios else None})
+    return {"batch": len(batches[0]), "rounds": rounds, "flops_share": float(np.mean(shares)), "engines": rows}
+
+
+def prepare(
+    name: str, network: sact.Network, wrap: Callable[[sact.Network], Callable[[Tensor], Tensor]], batches: list[Tensor]
+) -> Contender:
+    """A network in the memory layout in which it is faster here, compared with the definition."""
+    best, least = None, float("inf")
+    for layout, memory_format in _LAYOUTS.items():
+        model = wrap(copy.deepcopy(network).to(memory_format=memory_format))
+
+        def run(images: Tensor, model: Any = model, memory_format: Any = memory_format) -> Tensor:
+            return model(images.contiguous(memory_format=memory_format))
+
+        difference = max(float((run(images) - network(images)).abs().max()) for images in batches)
+        trial = float(np.median([clock(run, batches[number % len(batches)]) for number in range(_TRIAL_ROUNDS)]))
+        if trial < least:
+            best, least = Contender(name, layout, run, difference), trial
+    assert best is not None
+    return best
+
+
+def clock(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run(images)
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation, extremes and quartiles."""
+    array = np.asarray(values, dtype=np.float64)
+    lower, median, upper = np.percentile(array, [25, 50, 75])
+    numbers = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
+    numbers |= {"lower_quartile": lower, "median": median, "upper_quartile": upper}
+    return {name: float(value) for name, value in numbers.items()}

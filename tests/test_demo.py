@@ -1,0 +1,157 @@
+"""The demo end to end, on a small random network and stand-ins for photographs and Fashion-MNIST."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeModel
+from PIL import Image
+from test_data import noise, write_idx
+
+from sact.data.fashion_mnist import FASHION_CLASSES
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("SACT_CACHE", str(tmp_path / "cache"))
+    import demo
+    import timing
+
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    return demo
+
+
+@pytest.fixture
+def folder(make_model: MakeModel, tmp_path: Path) -> Path:
+    """A checkpoint trained, so it says, on scenes."""
+    photographs, items = tmp_path / "photographs", tmp_path / "items"
+    photographs.mkdir()
+    items.mkdir()
+    for index in range(6):
+        noise(96, 128, index).save(photographs / f"photo{index}.png")
+    for part in ("train", "t10k"):
+        images = np.zeros((20, 28, 28), np.uint8)
+        images[:, 4:24, 6:22] = 200
+        write_idx(items / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(items / f"{part}-labels-idx1-ubyte.gz", (np.arange(20) % 10).astype(np.uint8))
+    model = make_model(halting="sact", units=[3, 4], base_channels=4, num_classes=10)
+    model.preprocessing = {"name": "scenes", "size": 48}
+    model.class_names = list(FASHION_CLASSES)
+    options = {"scale": [0.4, 0.7], "items": str(items)}
+    recipe = {"data": "scenes", "image_size": 48, "data_dir": str(photographs), "data_options": options}
+    model.save_pretrained(str(tmp_path / "model"), recipe=recipe)
+    return tmp_path / "model"
+
+
+def run(demo: ModuleType, folder: Path, out: Path, *more: str) -> int:
+    threads = str(torch.get_num_threads())
+    return demo.main(["--model", str(folder), "--out", str(out), "--scenes", "8", "--threads", threads, *more])
+
+
+def test_the_page_stands_alone_and_agrees_with_its_numbers(
+    demo: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(demo, folder, out, "--examples", "3") == 0
+    page = (out / "index.html").read_text(encoding="utf-8")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+    assert str(out / "index.html") in capsys.readouterr().out
+    references = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in references)
+    assert not re.search(r"<script|<link|@import|url\((?!#)", page)
+    assert sum(reference.startswith("data:") for reference in references) == 3 * 3 + 1
+
+    shares = results["flops_share"]["values"]
+    assert len(shares) == results["scenes"] == 8
+    assert len(results["examples"]) == page.count("<article") == 3
+    assert results["flops_share"]["mean"] == pytest.approx(np.mean(shares))
+    assert min(shares) >= results["network"]["least_share"]
+    for number, example in enumerate(results["examples"], start=1):
+        assert example["flops_share"] == shares[number - 1]
+        assert f'alt="Scene {number}: {example["true_class"]}"' in page
+        assert all(1 <= units <= most for units, most in zip(example["units"], [3, 4], strict=True))
+    assert f"{results['flops_share']['mean']:.1%}" in page
+    assert f"{results['accuracy']['value']:.1%}" in page
+    # All scenes are shown now: their average is the average.
+    assert run(demo, folder, out, "--examples", "8") == 0
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    correct = [example["true_class"] == example["predicted_class"] for example in results["examples"]]
+    assert results["accuracy"]["value"] == pytest.approx(np.mean(correct))
+    assert results["map_auc"]["mean"] == pytest.approx(np.mean([example["map_auc"] for example in results["examples"]]))
+    assert results["units"] == pytest.approx(np.mean([example["units"] for example in results["examples"]], axis=0))
+
+
+def test_times_are_of_engines_that_agree(demo: ModuleType, folder: Path, tmp_path: Path) -> None:
+    assert run(demo, folder, tmp_path / "out") == 0
+    timings = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["timings"]
+    assert [timing["batch"] for timing in timings] == [1, 16]
+    for timing in timings:
+        assert [row["name"] for row in timing["engines"]] == ["plain", "masked", "gather"]
+        for row in timing["engines"]:
+            assert row["difference"] <= demo.LIMIT
+            assert row["milliseconds"]["median"] > 0
+            assert row["ratio"]["lower_quartile"] <= row["ratio"]["median"] <= row["ratio"]["upper_quartile"]
+
+
+def test_no_time_for_an_engine_that_differs(
+    demo: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile = demo.sact.compile
+
+    def wrong(model: torch.nn.Module, engine: str) -> object:
+        compiled = compile(model, engine)
+        return (lambda images: compiled(images) + 0.01) if engine == "gather" else compiled
+
+    monkeypatch.setattr(demo.sact, "compile", wrong)
+    assert run(demo, folder, tmp_path / "out") == 0
+    for timing in json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["timings"]:
+        plain, masked, gather = timing["engines"]
+        assert None not in (plain["milliseconds"], masked["milliseconds"])
+        assert gather["difference"] == pytest.approx(0.01, rel=0.01)
+        assert gather["milliseconds"] is gather["ratio"] is None
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert page.count("No time is given for gather") == page.count("no time: its output is not the same") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--scenes", "0"], "--scenes is 0"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--data-dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    demo: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], says: str
+) -> None:
+    assert run(demo, folder, tmp_path / "out", *changes) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("demo: ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_other_networks_are_refused(
+    demo: ModuleType, make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for halting, says in (("none", "plain network"), ("sact", "trained on unknown data")):
+        model = make_model(halting=halting, units=[2], base_channels=4, num_classes=10)
+        model.save_pretrained(str(tmp_path / halting))
+        assert run(demo, tmp_path / halting, tmp_path / "out") == 2
+        assert says in capsys.readouterr().err
+
+
+def test_pictures_round_to_the_pixels_they_came_from(demo: ModuleType) -> None:
+    pixels = np.asarray(noise(32, 32, 0))
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().mul(2 / 255).sub(1)
+    assert np.array_equal(np.asarray(Image.fromarray(demo.to_picture(image))), pixels)
