@@ -98,7 +98,10 @@ class Study:
                 env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
             )
         results = json.loads((out / "results.json").read_text())
-        print(f"{name}: top-1 {results['top1']:.4f} on validation, FLOPs {results['flops']['mean'] / 1e6:.1f} M", flush=True)
+        print(
+            f"{name}: top-1 {results['top1']:.4f} on validation, FLOPs {results['flops']['mean'] / 1e6:.1f} M",
+            flush=True,
+        )
 
 
 def main() -> None:

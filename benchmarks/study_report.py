@@ -121,7 +121,12 @@ def resolution_sweep(folder: Path, rows: Sequence[dict[str, Any]], length: int) 
     """Accuracy and FLOPs of some networks on the same scenes drawn at other resolutions."""
     best = best_sact(rows)
     act = min((row for row in rows if row["halting"] == "act"), key=lambda row: abs(row["flops"] - best["flops"]))
-    chosen = {plain_name(FULL): "plain", best["same_flops"]: "plain, same FLOPs as SACT", act["name"]: "ACT", best["name"]: "SACT"}
+    chosen = {
+        plain_name(FULL): "plain",
+        best["same_flops"]: "plain, same FLOPs as SACT",
+        act["name"]: "ACT",
+        best["name"]: "SACT",
+    }
     found = []
     for name, label in chosen.items():
         source = folder / name / "model"
@@ -131,7 +136,10 @@ def resolution_sweep(folder: Path, rows: Sequence[dict[str, Any]], length: int) 
             found.append(
                 {"name": name, "label": label, "size": size, "top1": results["top1"], "flops": results["flops"]["mean"]}
             )
-        print(f"{name}: " + ", ".join(f"{row['size']} {row['top1']:.4f}" for row in found if row["name"] == name), flush=True)
+        print(
+            f"{name}: " + ", ".join(f"{row['size']} {row['top1']:.4f}" for row in found if row["name"] == name),
+            flush=True,
+        )
     return found
 
 
@@ -150,7 +158,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['tau']:g}" if row["tau"] is not None else "",
             row["units"] if row["tau"] is not None else row["name"].removeprefix("plain-").replace("-", " "),
             f"{100 * row['top1']:.2f} ± {100 * row['top1_error']:.2f}",
-            f"{row['flops'] / 1e6:.1f} ± {row['flops_std'] / 1e6:.1f}" if row["tau"] is not None else f"{row['flops'] / 1e6:.1f}",
+            f"{row['flops'] / 1e6:.1f} ± {row['flops_std'] / 1e6:.1f}"
+            if row["tau"] is not None
+            else f"{row['flops'] / 1e6:.1f}",
             f"{100 * row['flops'] / full['flops']:.1f} %",
             f"{100 * same['top1']:.2f} ({same['flops'] / 1e6:.1f} M)" if same else "",
             f"{row['map_auc']:.3f}" if row["map_auc"] is not None else "",
@@ -206,7 +216,11 @@ def plot_flops(rows: Sequence[dict[str, Any]], path: Path) -> None:
     depths = {plain_name(units) for units in DEPTHS}
     kinds = [
         ("plain, by depth", "plain", [row for row in rows if row["name"] in depths]),
-        ("plain of an adaptive network's FLOPs", "same", [r for r in rows if r["halting"] == "none" and r["name"] not in depths]),
+        (
+            "plain of an adaptive network's FLOPs",
+            "same",
+            [r for r in rows if r["halting"] == "none" and r["name"] not in depths],
+        ),
         ("ACT", "act", [row for row in rows if row["halting"] == "act"]),
         ("SACT", "sact", [row for row in rows if row["halting"] == "sact"]),
     ]

@@ -20,7 +20,7 @@ from sact.maps import colorize, overlay
 TEMPLATE = "demo.html.j2"
 # Side of a panel in pixels; about what a screen of double density shows in a card.
 _PANEL = 192
-# The histogram: its drawing in SVG units, its axis in shares of the plain network's FLOPs, to which score heads add a little.
+# The histogram: its drawing in SVG units, its axis in shares of the plain network's FLOPs (score heads add a little).
 _WIDTH, _HEIGHT, _AXIS_END, _BIN = 960, 190, 1.05, 0.01
 
 

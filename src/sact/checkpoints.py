@@ -95,7 +95,9 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
     """
     metadata = read_config(_locate(source)).get("metadata", {})
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"the metadata of {source} is {metadata!r}, but must be fields; save the checkpoint again")
+        raise CheckpointError(
+            f"the metadata of {source} is {metadata!r}, but it must be a dict; save the checkpoint again"
+        )
     return metadata
 
 

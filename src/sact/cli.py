@@ -61,9 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     """The parser of all verbs."""
-    parser = Parser(
-        prog="sact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="sact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"sact {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     _add_train(verbs)
@@ -193,9 +191,7 @@ def run_eval(options: argparse.Namespace) -> None:
         length=options.length,
         **(recipe.get("data_options", {}) if remembers else {}),
     )
-    results = evaluate(
-        compile(model, options.engine), dataset, batch_size=options.batch_size, quiet=options.quiet
-    )
+    results = evaluate(compile(model, options.engine), dataset, batch_size=options.batch_size, quiet=options.quiet)
     print_results(results)
     if options.json:
         write_json(Path(options.json), results)
@@ -220,12 +216,16 @@ def run_predict(options: argparse.Namespace) -> None:
     predictions = []
     for path, name in zip(paths, names, strict=True):
         prediction = predict(model, path, keep_distribution=options.npz)
-        print(f"{path}: {prediction.name} ({prediction.score:.1%}), {prediction.share:.1%} of the plain network's FLOPs")
+        print(
+            f"{path}: {prediction.name} ({prediction.score:.1%}), {prediction.share:.1%} of the plain network's FLOPs"
+        )
         if options.npz:
             write_arrays(prediction, out / f"{name}.npz")
         predictions.append((name, prediction))
     write_pictures(predictions, out)
-    records = [{"image": str(path)} | prediction.summary() for path, (_, prediction) in zip(paths, predictions, strict=True)]
+    records = [
+        {"image": str(path)} | prediction.summary() for path, (_, prediction) in zip(paths, predictions, strict=True)
+    ]
     write_json(out / "predictions.json", {"model": options.model, "predictions": records})
     print(f"pictures and predictions.json are in {out}")
 
@@ -282,13 +282,16 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def _named_or_saved(options: argparse.Namespace) -> Network:
+    import torch
+
     from .checkpoints import from_pretrained, list_pretrained
     from .models import create_model
 
     shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes")}
     name = options.model
     if not ("/" in name or Path(name).is_dir() or name in list_pretrained()):
-        return create_model(name, options.halting or "none", **shape)
+        with torch.device("meta"):  # only shapes are counted
+            return create_model(name, options.halting or "none", **shape)
     for field, value in shape.items():
         if value is not None:
             raise InputError(f"--{field.replace('_', '-')} is {value}, but {name} is a saved network; leave it out")

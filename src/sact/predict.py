@@ -76,7 +76,8 @@ def predict(
         keep_distribution: keep the halting distribution in the ponder.
 
     Raises:
-        InputError: the image cannot be read, or the network has no preprocessing or no classifier, or is in training mode.
+        InputError: the image cannot be read, or the network has no preprocessing, has no classifier, or is in training
+            mode.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
     if network.preprocessing is None:
@@ -195,7 +196,7 @@ def check_outputs(paths: Sequence[Path], names: Sequence[str], folder: Path) -> 
     written.add((folder / "contact_sheet.png").resolve())
     for path in paths:
         if path.resolve() in written:
-            raise InputError(f"the image {path} would be replaced by a picture of the result; name another folder with --out")
+            raise InputError(f"the image {path} would be replaced by a picture of its result; name another folder")
 
 
 def _array(values: torch.Tensor) -> NDArray[np.float32]:

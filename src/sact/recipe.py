@@ -29,8 +29,12 @@ class Recipe(BaseModel):
     num_classes: int | None = Field(None, ge=2, description="by default the data set's number of classes")
     halting: Halting = "none"
     eps: float = Field(0.01, gt=0, lt=1)
-    tau: float = Field(0.0, ge=0, le=1, description="weight of the ponder cost in the loss; larger means less computation")
-    init: str | None = Field(None, description="checkpoint to start from; a plain one gives an adaptive network fresh heads")
+    tau: float = Field(
+        0.0, ge=0, le=1, description="weight of the ponder cost in the loss; larger means less computation"
+    )
+    init: str | None = Field(
+        None, description="checkpoint to start from; a plain one gives an adaptive network fresh heads"
+    )
 
     # The data: arguments of sact.data.create_dataset.
     data: str
@@ -54,7 +58,9 @@ class Recipe(BaseModel):
     schedule: Literal["step", "one_cycle", "constant"] = "step"
     milestones: list[int] = Field([], description="where lr drops, in steps if max_steps is given, else in epochs")
     gamma: float = Field(0.1, gt=0, le=1)
-    norm_momentum: float | None = Field(None, gt=0, le=1, description="overrides the family's running-statistics momentum")
+    norm_momentum: float | None = Field(
+        None, gt=0, le=1, description="overrides the family's running-statistics momentum"
+    )
     freeze_norms: bool = Field(False, description="keep norms in evaluation mode, as when fine-tuning a detector")
 
     # The machine.
@@ -72,7 +78,10 @@ class Recipe(BaseModel):
             raise ValueError(f'data is "{self.data}", but it must name a data set: {", ".join(list_datasets())}')
         taken = sorted(set(inspect.signature(create_dataset).parameters) & set(self.data_options))
         if taken:
-            raise ValueError(f"data_options may not hold {taken[0]}; see the fields data, data_dir, image_size, train_length, val_length and seed")
+            raise ValueError(
+                f"data_options may not hold {taken[0]}; there are the fields data, data_dir, image_size, train_length, "
+                "val_length and seed"
+            )
         if self.cache and self.data != "scenes":
             raise ValueError(f'cache is true, but data is "{self.data}"; only scenes are drawn, leave cache out')
         if (self.max_epochs is None) == (self.max_steps is None):
@@ -100,7 +109,9 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
-        raise RecipeError(f"the recipe {path} must hold fields like 'model: resnet101', but holds {type(fields).__name__}")
+        raise RecipeError(
+            f"the recipe {path} must hold fields like 'model: resnet101', but holds {type(fields).__name__}"
+        )
     return make_recipe(fields | overrides, str(path))
 
 

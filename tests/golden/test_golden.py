@@ -121,6 +121,9 @@ def test_imagenet_101_names_and_shapes() -> None:
 
     from sact.tf_checkpoints import infer_config
 
-    theirs = {name: tuple(shape) for name, shape in json.loads((GOLDEN / "imagenet_vanilla_101/variables.json").read_text()).items()}
+    theirs = {
+        name: tuple(shape)
+        for name, shape in json.loads((GOLDEN / "imagenet_vanilla_101/variables.json").read_text()).items()
+    }
     config = infer_config(theirs, "variables.json")
     assert config == sact.create_model("resnet101", num_classes=1001).config

@@ -17,7 +17,6 @@ from ..errors import InputError
 from ..files import replacing
 from .cache import cache_dir
 
-
 # Images of a file that are drawn again before it is trusted.
 _PROBES = 8
 
@@ -107,6 +106,8 @@ def _draw(source: Any, images_path: Path, labels_path: Path) -> None:
 def _to_bytes(image: Tensor) -> NDArray[np.uint8]:
     low, high = float(image.min()), float(image.max())
     if not -1.0 <= low <= high <= 1.0:
-        raise InputError(f"an image has values from {low:.3g} to {high:.3g}; only images in [-1, 1] can be drawn to disk")
+        raise InputError(
+            f"an image has values from {low:.3g} to {high:.3g}; only images in [-1, 1] can be drawn to disk"
+        )
     pixels: NDArray[np.uint8] = ((image + 1.0) * 127.5).round().to(torch.uint8).numpy()
     return pixels

@@ -24,7 +24,7 @@ from ..scores import PositionScore, to_score
 from ..units import Stage, describe
 from . import Run
 
-DENSE_SHARE = 0.7
+DENSE_SHARE = 0.5
 """Share of active positions above which a unit runs dense: there gathering costs more than it saves."""
 
 
@@ -174,19 +174,35 @@ def perforated(stages: Sequence[Stage], rows: Tensor, active: Tensor, listed: Te
     for stage in stages:
         for layer in stage.pointwise:
             values = _pointwise(layer, values)
-        weight = stage.conv.weight.permute(0, 2, 3, 1).flatten(1)
-        if stage.in_reach != stage.reach:
-            values = _patches(values, listing(stage.in_reach), listing(stage.reach), active.shape, stage.conv)
-        values = F.linear(values, weight, stage.conv.bias)
+        if stage.in_reach == stage.reach:
+            values = F.linear(values, stage.conv.weight.flatten(1), stage.conv.bias)
+        else:
+            neighbours = _neighbours(listing(stage.in_reach), listing(stage.reach), active.shape, stage.conv)
+            values = _convolve(values, neighbours, stage.conv)
     return values
 
 
-def _patches(values: Tensor, at: Tensor, wanted: Tensor, shape: Sequence[int], conv: nn.Conv2d) -> Tensor:
-    """The k x k neighbourhoods of the wanted positions, [len(wanted), k k C], from `values` [len(at), C] at `at`."""
+def _convolve(values: Tensor, neighbours: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A k x k convolution of rows [B, C] at the positions whose neighbours are listed, [A, k k] -> [A, C']."""
+    values = torch.cat([values, values.new_zeros(1, values.shape[1])])
+    taps = conv.weight.permute(2, 3, 0, 1).flatten(0, 1)  # [k k, C', C]
+    if conv.out_channels * len(taps) > conv.in_channels:
+        return F.linear(values[neighbours].flatten(1), taps.transpose(0, 1).flatten(1), conv.bias)
+    # Few outputs (a score has one): multiplying before gathering moves k k C' numbers per position instead of k k C.
+    products = F.linear(values, taps.flatten(0, 1)).view(-1, conv.out_channels)
+    rows = neighbours * len(taps) + torch.arange(len(taps), device=neighbours.device)
+    result = products[rows].sum(1)
+    return result if conv.bias is None else result + conv.bias
+
+
+def _neighbours(at: Tensor, wanted: Tensor, shape: Sequence[int], conv: nn.Conv2d) -> Tensor:
+    """For each wanted position its k x k neighbours as row numbers of a list of values at `at`, [len(wanted), k k].
+
+    Outside the image, and where there is no value, the number is len(at): a row of zeros is to stand there.
+    """
     count, height, width = shape
     kernel = conv.kernel_size[0]
     margin = kernel // 2
-    # A padded picture of row numbers: outside the image, and where there is no value, it points to a row of zeros.
     row_of = at.new_full((count, height, width), len(at))
     row_of.view(-1)[at] = torch.arange(len(at), device=at.device)
     row_of = F.pad(row_of, (margin,) * 4, value=len(at))
@@ -194,9 +210,7 @@ def _patches(values: Tensor, at: Tensor, wanted: Tensor, shape: Sequence[int], c
     image, y, x = wanted // (height * width), wanted // width % height, wanted % width
     corner = (image * (height + 2 * margin) + y) * pitch + x
     steps = torch.arange(kernel, device=at.device)
-    neighbours = corner[:, None] + (steps[:, None] * pitch + steps).flatten()
-    values = torch.cat([values, values.new_zeros(1, values.shape[1])])
-    return values[row_of.flatten()[neighbours]].flatten(1)
+    return row_of.flatten()[corner[:, None] + (steps[:, None] * pitch + steps).flatten()]
 
 
 def _pointwise(layer: nn.Module, values: Tensor) -> Tensor:

@@ -123,8 +123,9 @@ def make_schedule(
     """The learning-rate schedule of a recipe, to be stepped after every optimiser step."""
     if recipe.schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
+        rise = max(0.1, 2 / (total_steps + 1))  # at least one step, however short the run
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peaks, total_steps=total_steps + 1, pct_start=0.1, cycle_momentum=False
+            optimizer, peaks, total_steps=total_steps + 1, pct_start=rise, cycle_momentum=False
         )
     factor = 1 if recipe.max_steps is not None else steps_per_epoch
     milestones = [milestone * factor for milestone in recipe.milestones] if recipe.schedule == "step" else []

@@ -40,5 +40,7 @@ def map_auc(
     for images, _, masks in DataLoader(chosen, batch_size):
         _, ponder = model(images, return_ponder=True)
         maps = ponder.map(tuple(images.shape[-2:])).float().numpy()
-        values += [auc(map, mask) for map, mask in zip(maps, masks.numpy(), strict=True) if mask.any() and not mask.all()]
+        values += [
+            auc(map, mask) for map, mask in zip(maps, masks.numpy(), strict=True) if mask.any() and not mask.all()
+        ]
     return np.array(values)

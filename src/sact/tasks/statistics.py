@@ -92,4 +92,6 @@ def _sums(values: Tensor) -> Tensor:
 
 def _mean_std(sums: Tensor, count: Tensor) -> dict[str, float]:
     mean = float(sums[0] / count)
-    return {"mean": mean, "std": max(float(sums[1] / count) - mean * mean, 0.0) ** 0.5}
+    variance = float(sums[1] / count) - mean * mean
+    # Less than this is the rounding of the sums, not variance.
+    return {"mean": mean, "std": variance**0.5 if variance > 1e-12 * mean * mean else 0.0}

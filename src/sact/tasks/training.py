@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -67,15 +68,16 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     folder = Path(folder)
     _check_folder(folder, recipe, resume)
     checkpoint = folder / RESUME_NAME
-    resumes = checkpoint.is_file()
+    resumes = resume and checkpoint.is_file()
     if resumes and (folder / RESULTS_NAME).is_file():
         return dict(json.loads((folder / RESULTS_NAME).read_text()))
     training, validation = training_data(recipe), validation_data(recipe)
     L.seed_everything(recipe.seed, verbose=False)
     model = make_model(recipe, training)
+    steps_done = 0
     if resumes:
         steps_done = _check_checkpoint(checkpoint, model)
-        # Epochs that follow must not see the first ones' order and reflections again.
+        # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
     train_loader = _loader(training, recipe, shuffle=True)
     if len(train_loader) == 0:
@@ -88,14 +90,14 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     if recipe.halting != "none":
         callbacks.append(PonderPictures(folder / "ponder", validation))
     if not quiet:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
+        callbacks.append(ProgressBar(refresh_rate=10))
     with _calm(), _interruptible():
         trainer = _make_trainer(
             recipe,
             max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
             max_steps=recipe.max_steps or -1,
             check_val_every_n_epoch=math.ceil(epochs / 20),
-            logger=[CSVLogger(folder, "", "csv"), TensorBoardLogger(folder, "", "tensorboard")],
+            logger=[_csv_logger(folder, steps_done), TensorBoardLogger(folder, "", "tensorboard")],
             callbacks=callbacks,
             enable_progress_bar=not quiet,
             enable_model_summary=False,
@@ -178,6 +180,16 @@ def evaluate(
     return task.results()
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        metrics.pop("v_num", None)
+        return metrics
+
+
 def training_data(recipe: Recipe) -> Any:
     """The recipe's training set, drawn to disk if it says so."""
     options = dict(recipe.data_options)
@@ -209,7 +221,7 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     """
     classes = recipe.num_classes or dataset.num_classes
     if classes < dataset.num_classes:
-        raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes} classes; leave it out")
+        raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes}; leave it out")
     model = create_model(
         recipe.model,
         recipe.halting,
@@ -223,7 +235,9 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
         theirs, ours = started.config.to_dict(), model.config.to_dict()
         for name in theirs:
             if theirs[name] != ours[name]:
-                raise RecipeError(f"init is {recipe.init}, whose {name} is {theirs[name]}, but the recipe's is {ours[name]}")
+                raise RecipeError(
+                    f"init is {recipe.init}, whose {name} is {theirs[name]}, but the recipe's is {ours[name]}"
+                )
         model = started
     model.train()
     model.preprocessing = dict(dataset.preprocessing)
@@ -237,7 +251,7 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder, unless it is there; raise if it holds a run that this one may not touch."""
-    if rank_zero_only.rank != 0:  # the first process of several has done this for all
+    if not _is_first_process():  # the first one has done this for all
         return
     saved = folder / RECIPE_NAME
     if not saved.is_file():
@@ -259,14 +273,14 @@ def _check_checkpoint(path: Path, model: Network) -> int:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         steps, tensors = int(saved["global_step"]), saved["state_dict"]
-        shapes = {name.removeprefix("model."): tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
     except Exception as error:  # a damaged file can fail in any way; none of it is ours
         raise CheckpointError(
             f"{path} cannot be resumed from, it is damaged or no checkpoint of a run ({type(error).__name__}); "
             "delete the folder and train again"
         ) from error
     for name, tensor in model.state_dict().items():
-        if shapes.get(name) != tensor.shape:
+        if shapes.get(f"model.{name}") != tensor.shape:
             raise CheckpointError(f"{path} is a checkpoint of another network: {name} is missing or of another shape")
     return steps
 
@@ -278,14 +292,34 @@ def _make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         RecipeError: this machine is another.
     """
     try:
-        return L.Trainer(
-            accelerator=recipe.accelerator, devices=recipe.devices, precision=recipe.precision, **options
-        )
+        return L.Trainer(accelerator=recipe.accelerator, devices=recipe.devices, precision=recipe.precision, **options)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"accelerator {recipe.accelerator} with devices {recipe.devices} and precision {recipe.precision} "
             f"cannot be had here: {' '.join(str(error).split())}"
         ) from error
+
+
+def _csv_logger(folder: Path, steps_done: int) -> CSVLogger:
+    """A logger to `csv/metrics.csv` that goes on behind the given step, where Lightning's would start anew."""
+    logger = CSVLogger(folder, "", "csv")
+    path = folder / "csv" / "metrics.csv"
+    if steps_done == 0 or not path.is_file() or not _is_first_process():
+        return logger
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps_done]
+    experiment = logger.experiment  # empties the folder
+    if rows:
+        experiment.metrics_keys = list(rows[0])
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, experiment.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+    return logger
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _loader(dataset: Dataset[Any], recipe: Recipe, shuffle: bool = False) -> DataLoader[Any]:
