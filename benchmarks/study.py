@@ -2,8 +2,8 @@
 
     python benchmarks/study.py [--folder runs/study] [--jobs 2]
 
-Every model is trained in two phases with the same number of images: a plain network first, then one fine-tuning phase in
-which it stays plain, becomes ACT or becomes SACT. A model that is finished is not trained again and one that was
+Every model is trained in two phases with the same number of images: a plain network first, then one fine-tuning phase
+in which it stays plain, becomes ACT or becomes SACT. A model that is finished is not trained again and one that was
 interrupted goes on from its last epoch, so the same command re-runs and resumes. `benchmarks/study_report.py` measures
 the trained networks and writes the table and the plots.
 """

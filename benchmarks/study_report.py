@@ -186,8 +186,8 @@ def describe_machine(length: int) -> str:
     today = datetime.date.today().isoformat()
     return (
         f"`make study`, {today}, {names[0] if names else model} ({len(names)} cores), PyTorch {torch.__version__}; "
-        f"{length} held-out scenes, one training run each; ± is the standard error of top-1, and the standard deviation "
-        "of FLOPs over images."
+        f"{length} held-out scenes, one training run each; ± is the standard error of top-1, and the standard "
+        "deviation of FLOPs over images."
     )
 
 

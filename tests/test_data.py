@@ -1,4 +1,4 @@
-"""Data sets: scenes above all. Small stand-ins for photographs and Fashion-MNIST make these independent of the machine."""
+"""Data sets: scenes above all. Stand-ins for photographs and Fashion-MNIST make these independent of the machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sact.data import create_dataset, find_photographs, list_datasets
-from sact.files import replacing
 from sact.data.fashion_mnist import load_items, read_idx
 from sact.data.photographs import load_photographs, split_names
 from sact.data.scenes import Scenes, cut_out
 from sact.errors import InputError
+from sact.files import replacing
 from sact.preprocessing import preprocess
 
 
@@ -185,7 +185,8 @@ def test_scene_pictures_can_be_preprocessed(folders: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 31}, {"size": 96.0}, {"length": 0}, {"seed": -1}, {"scale": (0.5, 0.2)}, {"scale": (0.0, 0.2)}, {"split": "dev"},
+    [{"size": 31}, {"size": 96.0}, {"length": 0}, {"seed": -1}, {"scale": (0.5, 0.2)}, {"scale": (0.0, 0.2)}, {"split":
+    "dev"},
      {"backgrounds": "/nowhere"}, {"items": "/nowhere"}],
 )  # fmt: skip
 def test_bad_options(folders: tuple[Path, Path], options: dict) -> None:

@@ -1,4 +1,4 @@
-"""`benchmarks/study.py`: what is trained, in which order, and that nothing is trained twice. No network is trained here."""
+"""`benchmarks/study.py`: what is trained, in which order, and that nothing is trained twice."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _add_train(verbs: Any) -> None:
     train = verbs.add_parser(
         "train",
         help="train a recipe",
-        description="Train a recipe. Any of its fields is overridden by an option of its name: --tau 0.02 --units [2,3,4].",
+        description="Train a recipe. An option overrides the field of its name: --tau 0.02 --units [2,3,4].",
         allow_abbrev=False,
     )
     train.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/")
@@ -261,8 +261,8 @@ def run_import_tf(options: argparse.Namespace) -> None:
     save_pretrained(model, options.out)
     config = model.config
     print(
-        f"{config.family}, units {list(config.units)}, base channels {config.base_channels}, {config.num_classes} classes, "
-        f"halting {config.halting}: written to {options.out}"
+        f"{config.family}, units {list(config.units)}, base channels {config.base_channels}, {config.num_classes} "
+        f"classes, halting {config.halting}: written to {options.out}"
     )
 
 

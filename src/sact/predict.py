@@ -162,7 +162,7 @@ def write_pictures(predictions: Sequence[tuple[str, Prediction]], folder: Path) 
 
 
 def write_arrays(prediction: Prediction, path: Path) -> None:
-    """Write an .npz for analysis: `map`, and per block k (from 1) `block{k}_units`, `_cost`, `_halting_distribution`."""
+    """Write an .npz for analysis: `map`, and per block k from 1 `block{k}_units`, `_cost`, `_halting_distribution`."""
     arrays: dict[str, NDArray[Any]] = {"image": np.asarray(prediction.image)}
     if prediction.map is not None:
         arrays["map"] = prediction.map

@@ -1,7 +1,7 @@
 """Evaluation preprocessing by name: from a picture to the tensor that a network expects.
 
-A specification is a plain dict such as `{"name": "imagenet_sact", "size": 224}`. It is stored beside a network's weights, so
-that whoever loads them prepares pictures as they were prepared in training.
+A specification is a plain dict such as `{"name": "imagenet_sact", "size": 224}`. It is stored beside a network's
+weights, so that whoever loads them prepares pictures as they were prepared in training.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _DAMAGE = (
 def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
     """Read a JPEG, PNG or WebP file as an 8-bit RGB picture, upright.
 
-    The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes, grey and
-    CMYK are converted; of an animation the first frame is read.
+    The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes,
+    grey and CMYK are converted; of an animation the first frame is read.
 
     Args:
         path: the file.
@@ -88,8 +88,8 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
         width, height = image.size
         if width * height > max_pixels:
             raise InputError(
-                f"The image {str(file)!r} has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels}; "
-                "scale it down or raise max_pixels."
+                f"The image {str(file)!r} has {width}x{height} = {width * height} pixels, more than the limit of "
+                f"{max_pixels}; scale it down or raise max_pixels."
             )
         try:
             if min_side is not None:
@@ -128,8 +128,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def resize_legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
     """Bilinear resize with the sampling of TensorFlow 1: `source = target * in / out`.
 
-    There are no half-pixel centres and there is no antialiasing: the top left pixels coincide, and on shrinking only two pixels
-    per axis are read.
+    There are no half-pixel centres and there is no antialiasing: the top left pixels coincide, and on shrinking only
+    two pixels per axis are read.
 
     Args:
         image: [..., H, W], floating point.
@@ -263,8 +263,8 @@ def _as_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise InputError(
-                f"An image array must be uint8 of shape [H, W, 3] with H, W > 0, not {image.dtype} of shape {list(image.shape)}; "
-                "convert it first."
+                f"An image array must be uint8 of shape [H, W, 3] with H, W > 0, not {image.dtype} of shape "
+                f"{list(image.shape)}; convert it first."
             )
         return Image.fromarray(np.ascontiguousarray(image))
     if isinstance(image, (str, os.PathLike)):

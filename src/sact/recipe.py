@@ -18,7 +18,7 @@ from .scores import Halting
 
 
 class Recipe(BaseModel):
-    """Everything that defines a training run. Steps count optimiser steps, epochs count passes over the training set."""
+    """Everything that defines a training run. Steps are optimiser steps, epochs are passes over the training set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -46,15 +46,16 @@ def create_dataset(
         name: one of `list_datasets()`.
         split: "train", "val" or "test".
         size: side S of the images; None for the customary one (scenes 96, fashion_mnist 32, cifar10 32, imagenet 224).
-        data_dir: folder of the data; for scenes the folder of background photographs. None for the places of this machine.
+        data_dir: folder of the data; for scenes the folder of background photographs. None for the places of this
+            machine.
         seed: of scenes; the others have nothing to draw in advance.
         length: number of images; None for all.
         train: apply the training augmentation. Scenes are random already and ignore it.
         **options: further arguments of that data set, e.g. `scale` of scenes, `label_offset` of imagenet.
 
     Returns:
-        A data set with attributes `class_names`, `num_classes` and `preprocessing`. Its elements are (image float32 [3, S, S],
-        label int), and for scenes (image, label, object mask bool [S, S]).
+        A data set with attributes `class_names`, `num_classes` and `preprocessing`. Its elements are (image float32
+        [3, S, S], label int), and for scenes (image, label, object mask bool [S, S]).
 
     Raises:
         InputError: unknown name, split or option, a value out of range, or the data cannot be had.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The cache folder of this package: `$SACT_CACHE`, else `$XDG_CACHE_HOME/sact`, else `~/.cache/sact`. Not created."""
+    """The cache folder: `$SACT_CACHE`, else `$XDG_CACHE_HOME/sact`, else `~/.cache/sact`. Not created."""
     if chosen := os.environ.get("SACT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sact"

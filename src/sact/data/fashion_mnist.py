@@ -54,8 +54,8 @@ def find_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Path:
         given = Path(folder).expanduser()
         if not _complete(given):
             raise InputError(
-                f"{str(given)!r} does not have the four Fashion-MNIST files (train-images-idx3-ubyte.gz and so on); give the "
-                "folder that has them, or none to use Debian's dataset-fashion-mnist or download it."
+                f"{str(given)!r} does not have the four Fashion-MNIST files (train-images-idx3-ubyte.gz and so on); "
+                "give the folder that has them, or none to use Debian's dataset-fashion-mnist or download it."
             )
         return given
     cached = cache_dir() / "fashion-mnist"
@@ -99,7 +99,8 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = (read_idx(_file(folder, part, kind) or folder) for kind in ("images", "labels"))
     if images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or labels.shape != images.shape[:1] or labels.max() > 9:
         raise InputError(
-            f"The files {part}-* in {str(folder)!r} are not Fashion-MNIST: images {images.shape}, labels {labels.shape}."
+            f"The files {part}-* in {str(folder)!r} are not Fashion-MNIST: "
+            f"images {images.shape}, labels {labels.shape}."
         )
     return images, labels
 

@@ -21,7 +21,7 @@ IMAGENET_FOLDERS = {"train": ("train",), "val": ("val", "validation"), "test": (
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
-    """What CIFAR-10 and ImageNet have in common: pictures read one at a time, labels, and how a picture becomes a tensor."""
+    """What CIFAR-10 and ImageNet share: pictures read one at a time, labels, and how a picture becomes a tensor."""
 
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
@@ -59,7 +59,8 @@ class CIFAR10(_Pictures):
         split: "train" (all 50 000 training images but the last 5000), "val" (those) or "test" (10 000).
         size: side of the images; 32 is theirs.
         length: the first so many; None for all.
-        folder: where torchvision keeps or puts cifar-10-batches-py; None for the cache. Downloaded when it is not there.
+        folder: where torchvision keeps or puts cifar-10-batches-py; None for the cache. Downloaded when it is not
+            there.
         train: apply the training augmentation.
         whole: "train" has all 50 000 images, as in the published recipe.
 
@@ -110,8 +111,8 @@ class ImageNet(_Pictures):
     """ImageNet, or any pictures with one folder per class.
 
     Args:
-        split: "train", "val" or "test"; ImageNet's labelled test images are its validation images, so that "test" is read from
-            `val` as well.
+        split: "train", "val" or "test"; ImageNet's labelled test images are its validation images, so that "test" is
+            read from `val` as well.
         size: side of the images.
         length: the first so many after a fixed spread over all classes; None for all.
         folder: has `train` and `val`, each with one folder of JPEG, PNG or WebP files per class.

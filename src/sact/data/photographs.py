@@ -33,12 +33,14 @@ MAX_PER_SPLIT = 256
 SPLITS = ("train", "val", "test")
 # Shares of train and train + val; the rest is test.
 _TRAIN, _TRAIN_VAL = 0.60, 0.75
-# Colour photographs and natural textures that scikit-image has in its wheel. The microscope and test pictures are left out.
+# Colour photographs and natural textures that scikit-image has in its wheel. The microscope and test pictures are left
+# out.
 _SKIMAGE = (
     "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "brick.png",
     "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg",
 )  # fmt: skip
-# In a drawing or a computed gradient most neighbouring pixels are equal; in photographs noise and texture keep this share lower.
+# In a drawing or a computed gradient most neighbouring pixels are equal; in photographs noise and texture keep this
+# share lower.
 _MAX_EQUAL_NEIGHBOURS = 0.54
 # Correlation of two 16x16 grey thumbnails above which the pictures count as one (recoloured or rescaled) picture.
 _SAME_PICTURE = 0.98
@@ -64,7 +66,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _group(file: Path, root: Path) -> str:
-    """The name under which all sizes and variants of one picture fall, e.g. `Autumn` for `Autumn/contents/images/2560x1600.jpg`."""
+    """The name of a picture whatever its size and variant: `Autumn` for `Autumn/contents/images/2560x1600.jpg`."""
     parts = [part for part in file.relative_to(root).parent.parts if part not in ("contents", "images", "images_dark")]
     stem = re.sub(r"[-_ ]?\d{3,5}x\d{3,5}$", "", file.stem)
     return "/".join([*parts, stem] if stem else parts) or file.stem
@@ -93,8 +95,8 @@ def _largest_of_each(root: Path, desktop: bool) -> dict[str, Path]:
         if min(width, height) < (MIN_DESKTOP_SIDE if desktop else MIN_FOLDER_SIDE):
             continue
         if desktop:
-            # Desktop packages: square pictures are patterns to tile, PNG and transparent ones are drawings, -l / -d are light and
-            # dark.
+            # Desktop packages: square pictures are patterns to tile, PNG and transparent ones are drawings, -l / -d
+            # are light and dark.
             drawing = transparent or file.suffix.lower() == ".png"
             if width == height or drawing or file.stem.startswith("screenshot"):
                 continue
@@ -116,8 +118,9 @@ def find_photographs(folder: str | os.PathLike[str] | None = None) -> dict[str, 
     """Candidate pictures by name, one file for each picture that is there in several sizes.
 
     Args:
-        folder: searched with its subfolders for JPEG, PNG and WebP files of at least 64 pixels on the short side. None for the
-            desktop backgrounds of this machine (GNOME, MATE, Plasma; at least 640 pixels) and scikit-image's photographs.
+        folder: searched with its subfolders for JPEG, PNG and WebP files of at least 64 pixels on the short side. None
+            for the desktop backgrounds of this machine (GNOME, MATE, Plasma; at least 640 pixels) and scikit-image's
+            photographs.
 
     Returns:
         Name -> file, in the order of names.
@@ -143,7 +146,7 @@ def _is_drawing(pixels: np.ndarray) -> bool:
 
 
 def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
-    """The picture reduced to `side` on its short side; empty where it is damaged or an unwanted drawing. Cached on disk."""
+    """The picture reduced to `side` on its short side; empty where damaged or an unwanted drawing. Cached on disk."""
     status = file.stat()
     key = f"{_CACHE_VERSION}|{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{side}|{drawings}"
     cached = cache_dir() / "photographs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
@@ -198,8 +201,8 @@ def _fraction(name: str) -> float:
 def split_names(names: list[str]) -> dict[str, list[str]]:
     """Divide pictures among train, val and test by a hash of their names.
 
-    A name falls into the same split on every machine, whatever else is there; only where that leaves a split empty are the names
-    dealt out in the order of their hashes.
+    A name falls into the same split on every machine, whatever else is there; only where that leaves a split empty are
+    the names dealt out in the order of their hashes.
 
     Args:
         names: at least 3, all different.
@@ -230,8 +233,8 @@ def split_names(names: list[str]) -> dict[str, list[str]]:
 def _load_all(folder: str | None, side: int) -> dict[str, list[Photograph]]:
     files = find_photographs(folder)
     remedy = (
-        "install some with: apt install gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers, and pip install "
-        "scikit-image, or give a folder of photographs (backgrounds=FOLDER)"
+        "install some with: apt install gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers, and pip "
+        "install scikit-image, or give a folder of photographs (backgrounds=FOLDER)"
         if folder is None
         else "give a folder with at least 3 JPEG, PNG or WebP photographs"
     )
@@ -255,7 +258,8 @@ def _load_all(folder: str | None, side: int) -> dict[str, list[Photograph]]:
 def load_photographs(split: str, folder: str | os.PathLike[str] | None = None, side: int = SIDE) -> list[Photograph]:
     """The photographs of one split, reduced, from the cache where they have been prepared before.
 
-    Pictures of which a recoloured or rescaled version was already taken are left out, so that no split sees another's pictures.
+    Pictures of which a recoloured or rescaled version was already taken are left out, so that no split sees another's
+    pictures.
 
     Args:
         split: "train", "val" or "test".

@@ -1,6 +1,7 @@
 """Scenes: clothes from Fashion-MNIST at a random size and place on crops of real photographs.
 
-Most of a scene is background, which is what spatially adaptive computation is for; and where the object is, is known exactly.
+Most of a scene is background, which is what spatially adaptive computation is for; and where the object is, is known
+exactly.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _load_cut_items(split: str, folder: str | None) -> tuple[np.ndarray, np.ndar
 
 @lru_cache(maxsize=6)
 def _load_pyramids(split: str, folder: str | None) -> tuple[tuple[str, ...], list[list[Image.Image]]]:
-    """Photographs of a split, each at its size and at halves of it, so that any crop is read at about its target resolution."""
+    """Photographs of a split, each at its size and at halves of it: a crop is read at about its target resolution."""
     names, pyramids = [], []
     for photograph in load_photographs(split, folder):
         levels = [Image.fromarray(photograph.pixels)]
@@ -89,7 +90,7 @@ def _load_pyramids(split: str, folder: str | None) -> tuple[tuple[str, ...], lis
 
 
 def _crop(levels: list[Image.Image], box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
-    """A part of a photograph, `box` (left, top, right, bottom) in its own pixels, resized; from the coarsest level that has it."""
+    """A part of a photograph, `box` (left, top, right, bottom) in its own pixels, resized from the coarsest level."""
     full = levels[0]
     needed = max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
     level = levels[min(len(levels) - 1, max(0, math.floor(-math.log2(needed))))]
@@ -101,9 +102,9 @@ def _crop(levels: list[Image.Image], box: tuple[float, float, float, float], siz
 class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
     """Fashion-MNIST items pasted into photographs.
 
-    A scene depends on (seed, split, index) and the options alone, not on the order of reading, the worker, or `size`: the same
-    index at another size is the same composition at another resolution. Held-out splits use photographs and items that training
-    never sees. Each item of a split is used once before any is used again.
+    A scene depends on (seed, split, index) and the options alone, not on the order of reading, the worker, or `size`:
+    the same index at another size is the same composition at another resolution. Held-out splits use photographs and
+    items that training never sees. Each item of a split is used once before any is used again.
 
     Args:
         split: "train", "val" or "test".
@@ -199,8 +200,8 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
         least, greatest = self.scale
         extent = least * (greatest / least) ** draw[6]
         x, y = draw[7] * (1.0 - extent), draw[8] * (1.0 - extent)
-        # The item's frame without its margin is [x, x + extent]; what it covers sets its brightness, measured on the coarse
-        # photograph so that every size of the scene decides alike.
+        # The item's frame without its margin is [x, x + extent]; what it covers sets its brightness, measured on the
+        # coarse photograph so that every size of the scene decides alike.
         u, v = left + (1.0 - x - extent if draw[4] < 0.5 else x) * side, top + y * side
         covered = _crop(levels, (u, v, u + extent * side, v + extent * side), (1, 1))
         mask = self._paste(scene, item, (x, y, extent), draw[9:], float(np.mean(np.asarray(covered))) * gain)
@@ -219,8 +220,8 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
         side = max(8, round((extent + 2 * margin) * size))
         flip = draw[0] < 0.5
         grey, cut = self._items[item], np.unpackbits(self._cuts[item], axis=-1) * np.uint8(255)
-        # An item's edge pixels were blended with black. Take their shade from inside, else every object wears a dark outline, and
-        # their darkness as transparency, so that outlines are smooth.
+        # An item's edge pixels were blended with black. Take their shade from inside, else every object wears a dark
+        # outline, and their darkness as transparency, so that outlines are smooth.
         core = np.asarray(Image.fromarray(cut).filter(ImageFilter.MinFilter(3)))
         bright = np.asarray(Image.fromarray(grey).filter(ImageFilter.MaxFilter(3)))
         opaque = (grey * np.float32(255.0) / np.maximum(bright, 1)).clip(_MIN_EDGE * 255.0)

@@ -49,7 +49,8 @@ def imagenet_training(size: int = 224, imagenet_statistics: bool = False) -> Any
 
     Args:
         size: side of the result.
-        imagenet_statistics: normalise by ImageNet's mean and deviation, as torchvision's networks expect, rather than to [-1, 1].
+        imagenet_statistics: normalise by ImageNet's mean and deviation, as torchvision's networks expect, rather than
+            to [-1, 1].
 
     Returns:
         A callable from an RGB PIL picture to float32 [3, size, size].

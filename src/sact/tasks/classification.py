@@ -102,7 +102,7 @@ class Classification(L.LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW with the paper's weight decay (convolution weights only), and the schedule, stepped every step."""
+        """SGD or AdamW with weight decay on convolution weights only, as in the paper, and the schedule."""
         recipe = self.recipe
         groups = _parameter_groups(self.model, recipe)
         optimizer: torch.optim.Optimizer

@@ -17,8 +17,8 @@ class PonderStatistics(Metric):
     `update` takes a `Ponder`; `compute` returns a JSON-able dict with
 
     - `flops`: mean and std per image, `dense_flops` of the plain network, `share` = mean / dense;
-    - `blocks`: for each, `flops` mean and std, `units` mean, std, max, `unit_count` (L), `dead_units` (never evaluated),
-      and `cost` mean and std (None in a plain network).
+    - `blocks`: for each, `flops` mean and std, `units` mean, std, max, `unit_count` (L), `dead_units` (never
+      evaluated), and `cost` mean and std (None in a plain network).
     """
 
     full_state_update = False

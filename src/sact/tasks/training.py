@@ -36,7 +36,8 @@ from ..recipe import Recipe, dump_recipe, load_recipe, make_recipe
 from .classification import Classification
 from .pictures import PonderPictures
 
-# TensorBoard would import all of TensorFlow, where that is installed, merely to write event files; this is its own switch.
+# TensorBoard would import all of TensorFlow, where that is installed, merely to write event files; this is its own
+# switch.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 RECIPE_NAME = "recipe.yaml"
