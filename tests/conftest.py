@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sact
+from sact.engines import gather
 from sact.scores import ImageScore
 
 MakeModel = Callable[..., sact.Network]
@@ -18,6 +19,12 @@ MakeModel = Callable[..., sact.Network]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _small_is_not_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test networks are small; without this the gather engine would run them dense."""
+    monkeypatch.setattr(gather, "SMALL_INPUT", 0)
 
 
 @pytest.fixture

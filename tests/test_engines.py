@@ -205,6 +205,21 @@ def test_act_executes_the_flops_it_counts(small, name: str) -> None:
     assert counter.get_total_flops() == ponder.flops.sum()
 
 
+def test_small_inputs_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small(), torch.randn(1, 3, 32, 32)
+    expected = run(model, images)
+    calls: list[int] = []
+    perforated = gather.perforated
+    monkeypatch.setattr(gather, "perforated", lambda *args: calls.append(1) or perforated(*args))
+    with torch.no_grad():
+        check_same(run(sact.compile(model, "gather"), images), expected)
+        assert calls
+        calls.clear()
+        monkeypatch.setattr(gather, "SMALL_INPUT", 1 << 17)
+        check_same(run(sact.compile(model, "gather"), images), expected)
+    assert not calls
+
+
 def test_act_drops_images_and_stops(small) -> None:
     model = small("cifar_resnet", "act", units=[5])
     seen: list[int] = []

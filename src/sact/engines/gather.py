@@ -27,6 +27,9 @@ from . import Run
 DENSE_SHARE = 0.5
 """Share of active positions above which a unit runs dense: there gathering costs more than it saves."""
 
+SMALL_INPUT = 1 << 17
+"""Numbers in a block's input below which a SACT block runs dense: gathering so little costs more than it saves."""
+
 
 class Chains(NamedTuple):
     """One unit of a SACT block as this engine reads it.
@@ -64,6 +67,8 @@ def prepare(model: Network) -> Run:
             )
         if block.halting == "act":
             return run_images(block, x, keep_distribution)
+        if x.numel() < SMALL_INPUT:
+            return block(x, keep_distribution)
         return run_positions(block, chains_of(block), x, keep_distribution)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
