@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import json
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from study import DEPTHS, FULL, ROOT, TAUS, adaptive_name, plain_name, same_flop
 import sact
 from sact.checkpoints import read_metadata
 from sact.data import Scenes
-from sact.files import replacing, write_text
+from sact.files import replacing, write_json, write_text
 from sact.maps import contact_sheet, save_png
 from sact.tasks.localisation import map_auc
 from sact.tasks.training import evaluate
@@ -40,9 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the study's networks and write its tables and plots.")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "study")
     parser.add_argument("--length", type=int, default=4000, help="held-out scenes for accuracy and FLOPs")
-    parser.add_argument("--sweep-length", type=int, default=1500, help="held-out scenes per resolution")
+    parser.add_argument("--sweep-length", type=int, default=1000, help="held-out scenes per resolution")
     options = parser.parse_args()
-    rows = [measure(options.folder, name, options.length) for name in model_names(options.folder)]
+    rows = [measured(options.folder, name, options.length) for name in model_names(options.folder)]
     for row in rows:
         row["same_flops"] = held_against(options.folder, row, rows)
     sweep = resolution_sweep(options.folder, rows, options.sweep_length)
@@ -63,7 +64,19 @@ def model_names(folder: Path) -> list[str]:
     """Every network of the study: plain by depth, those of the same FLOPs, ACT, SACT."""
     adaptive = [adaptive_name(halting, tau) for halting in ("act", "sact") for tau in TAUS[halting]]
     same = sorted({same_flops_units(folder, name) for name in adaptive} - set(DEPTHS), reverse=True)
-    return [plain_name(units) for units in [*DEPTHS, *same]] + adaptive
+    names = [plain_name(units) for units in [*DEPTHS, *same]] + adaptive
+    for name in [name for name in names if not (folder / name / "results.json").is_file()]:
+        print(f"{name} is not trained; the report leaves it out", flush=True)
+        names.remove(name)
+    return names
+
+
+def measured(folder: Path, name: str, length: int) -> dict[str, Any]:
+    """`measure`, or what it found before."""
+    kept = folder / name / f"test-{length}.json"
+    if not kept.is_file():
+        write_json(kept, measure(folder, name, length))
+    return dict(json.loads(kept.read_text()))
 
 
 def measure(folder: Path, name: str, length: int) -> dict[str, Any]:
@@ -98,10 +111,11 @@ def scenes(source: Path, length: int, size: int | None = None) -> Scenes:
 
 
 def held_against(folder: Path, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
-    """The plain network of an adaptive one's mean units per block."""
+    """The plain network of an adaptive one's mean units per block, if it is trained."""
     if row["halting"] == "none":
         return None
-    return plain_name(same_flops_units(folder, row["name"]))
+    name = plain_name(same_flops_units(folder, row["name"]))
+    return name if any(other["name"] == name for other in rows) else None
 
 
 def best_sact(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

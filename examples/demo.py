@@ -198,6 +198,8 @@ def describe(source: str, model: sact.Network, size: int) -> dict[str, Any]:
         "image_size": size,
         "plain_flops": report["plain"],
         "least_share": report["fewest"] / report["plain"],
+        # The study's result on its own held-out scenes, kept beside the packaged weights.
+        "trained_plain_top1": read_metadata(source).get("results", {}).get("plain_top1"),
     }
 
 
