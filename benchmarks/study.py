@@ -97,6 +97,8 @@ class Study:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
             )
+        if not (out / "results.json").is_file():  # a terminated run ends without an error
+            raise RuntimeError(f"{name} was stopped before it was finished; run the same command again")
         results = json.loads((out / "results.json").read_text())
         print(
             f"{name}: top-1 {results['top1']:.4f} on validation, FLOPs {results['flops']['mean'] / 1e6:.1f} M",
