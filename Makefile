@@ -17,6 +17,7 @@ test: setup
 study: setup
 	$(PYTHON) benchmarks/study.py
 	$(PYTHON) benchmarks/study_report.py
+	$(PYTHON) benchmarks/export_scenes.py
 
 lint: setup
 	$(PYTHON) -m ruff check .

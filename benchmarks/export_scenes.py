@@ -1,6 +1,6 @@
 """Package the study's best SACT network: `sact.from_pretrained("scenes")`.
 
-    python benchmarks/export_scenes.py sact-0.04 [--folder runs/study]
+    python benchmarks/export_scenes.py [--folder runs/study]
 
 Convolution weights are stored in half precision, which halves the file; norms stay in single precision. What is kept
 beside them: the recipe, the study's row on held-out scenes, and the full plain network's top-1 there.
@@ -13,7 +13,8 @@ import csv
 from pathlib import Path
 
 import torch
-from study import FULL, ROOT, plain_name
+from study import ROOT
+from study_report import best_sact, full_row
 
 import sact
 from sact.checkpoints import read_metadata
@@ -25,15 +26,14 @@ LICENCE = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Package a network of the study.")
-    parser.add_argument("name", help="folder of the run inside the study's folder, such as sact-0.04")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "study")
     options = parser.parse_args()
-    source = options.folder / options.name / "model"
-    model = sact.from_pretrained(source)
     with open(ROOT / "docs" / "study" / "results.csv", newline="") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
-    row = rows[options.name]
-    numbers = {key: float(row[key]) for key in ("top1", "flops", "ponder", "map_auc")}
+        rows = list(csv.DictReader(file))
+    full, row = (pick(rows) for pick in (full_row, best_sact))
+    source = options.folder / row["name"] / "model"
+    model = sact.from_pretrained(source)
+    numbers = {key: float(row[key]) for key in ("top1", "flops", "map_auc")}
     recipe = read_metadata(source)["recipe"] | {"init": None, "data_dir": None}
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -43,7 +43,7 @@ def main() -> None:
         model,
         out,
         recipe=recipe,
-        results=numbers | {"plain_top1": float(rows[plain_name(FULL)]["top1"])},
+        results=numbers | {"plain_top1": float(full["top1"])},
         licence=LICENCE,
     )
     print(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.2f} MB")

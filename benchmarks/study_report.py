@@ -122,8 +122,10 @@ def best_sact(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The most accurate SACT network at no more than 60 % of the full plain network's FLOPs (else the cheapest)."""
     full = full_row(rows)
     candidates = [row for row in rows if row["halting"] == "sact"]
-    cheap = [row for row in candidates if row["flops"] <= 0.6 * full["flops"]]
-    return max(cheap, key=lambda row: row["top1"]) if cheap else min(candidates, key=lambda row: row["flops"])
+    cheap = [row for row in candidates if float(row["flops"]) <= 0.6 * float(full["flops"])]
+    if not cheap:
+        return min(candidates, key=lambda row: float(row["flops"]))
+    return max(cheap, key=lambda row: float(row["top1"]))
 
 
 def full_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -22,12 +22,14 @@ find_python() {
             return
         fi
     done
-    echo "setup: no Python 3.10 or newer found; install one, or name it: SACT_PYTHON=/path/to/python3 make ..." >&2
     return 1
 }
 
 # The environment is kept only while the dependency files and the Python are the ones it was made from.
-python=$(find_python)
+python=$(find_python) || { apt_install python3 python3-venv && python=$(find_python); } || {
+    echo "setup: no Python 3.10 or newer found; install one, or name it: SACT_PYTHON=/path/to/python3 make ..." >&2
+    exit 1
+}
 wanted="$("$python" --version) $(sha256sum pyproject.toml | cut -d' ' -f1)"
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/dependencies 2>/dev/null || true)" != "$wanted" ]; then
     echo "setup: making .venv with $("$python" --version) (PyTorch and TensorFlow: some minutes, about 7 GB)"
@@ -45,14 +47,15 @@ else
 fi
 
 # Fashion-MNIST and photographs, from Debian's packages where there is apt-get.
-missing=""
-[ -e /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
-[ -e /usr/share/backgrounds/gnome ] || missing="$missing gnome-backgrounds"
-[ -e /usr/share/backgrounds/mate ] || missing="$missing mate-backgrounds"
-[ -e /usr/share/wallpapers ] || missing="$missing plasma-workspace-wallpapers"
-if [ -n "$missing" ]; then
-    # shellcheck disable=SC2086
-    apt_install $missing ||
-        echo "setup: could not install$missing; Fashion-MNIST will be downloaded on first use," \
-            "and scenes need a folder of photographs (--data-dir)" >&2
-fi
+have_data() {
+    case $1 in
+        dataset-fashion-mnist) [ -e /usr/share/datasets/fashion-mnist ] ;;
+        gnome-backgrounds) [ -e /usr/share/backgrounds/gnome ] ;;
+        mate-backgrounds) [ -e /usr/share/backgrounds/mate ] ;;
+        plasma-workspace-wallpapers) [ -e /usr/share/wallpapers/Autumn ] || [ -e /usr/share/wallpapers/Altai ] ;;
+    esac
+}
+for package in dataset-fashion-mnist gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers; do
+    have_data "$package" || apt_install "$package" || echo "setup: could not install $package; without them" \
+        "Fashion-MNIST is downloaded on first use, and scenes use the photographs there are (or --data-dir)" >&2
+done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import sact
 from sact import checkpoints, files
+from sact.checkpoints import read_metadata
 
 NETWORK = {"units": [3, 2], "base_channels": 4, "num_classes": 5}
 
@@ -306,3 +308,19 @@ def test_push_to_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(sact.CheckpointError):
         sact.push_to_hub(tmp_path, "someone/net")
     assert not calls
+
+
+def test_packaged_network_is_the_study_s() -> None:
+    """The weights that ship are small, load by name, and carry the numbers of the study's table."""
+    (name,) = sact.list_pretrained()
+    folder = Path(sact.__file__).parent / "weights" / name
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 4_000_000
+    model, metadata = sact.from_pretrained(name), read_metadata(name)
+    assert model.config.halting == "sact"
+    assert len(model.class_names) == model.config.num_classes
+    with open(Path(__file__).parents[1] / "docs" / "study" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = metadata["results"]
+    assert [row["halting"] for row in rows if float(row["top1"]) == results["top1"]].count("sact") == 1
+    assert any(float(row["flops"]) == results["flops"] for row in rows)
+    assert str(Path.home()) not in (folder / "config.json").read_text()

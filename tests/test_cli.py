@@ -179,7 +179,7 @@ def test_eval(run: Sact, model: Path, tmp_path: Path) -> None:
         assert set(results) == {"top1", "top5", "flops", "dense_flops", "share", "cost", "blocks"}
         assert f"top-1 {results['top1']:.2%}   top-5 {results['top5']:.2%}" in output
         assert f"{results['share']:.1%} of the plain network" in output
-        assert len(output.splitlines()) == 5
+        assert len(output.splitlines()) == 6
         for key in ("top1", "top5", "share", "cost"):
             assert results[key] == pytest.approx(recorded[key], rel=1e-5)
         for ours, theirs in zip(results["blocks"], recorded["blocks"], strict=True):
@@ -405,7 +405,14 @@ def test_images(run: Sact, model: Path, picture: Path, tmp_path: Path, damage: s
     if damage == "large" and "too large" in errors:
         text = "too large"
     check_refusal(code, errors, "predict", text, "bad.jpg")
-    assert list(out.glob("*")) == []
+    # What was done before the bad image is kept, whole; of the bad one there is nothing.
+    assert {path.name for path in out.iterdir()} == {
+        "picture.png",
+        "picture_blocks.png",
+        "contact_sheet.png",
+        "predictions.json",
+    }
+    assert len(json.loads((out / "predictions.json").read_text())["predictions"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_act_executes_the_flops_it_counts(small, name: str) -> None:
     assert counter.get_total_flops() == ponder.flops.sum()
 
 
-def test_small_inputs_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_states_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = small(), torch.randn(1, 3, 32, 32)
     expected = run(model, images)
     calls: list[int] = []
@@ -215,7 +215,7 @@ def test_small_inputs_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
         check_same(run(sact.compile(model, "gather"), images), expected)
         assert calls
         calls.clear()
-        monkeypatch.setattr(gather, "SMALL_INPUT", 1 << 17)
+        monkeypatch.setattr(gather, "SMALL_STATE", 1 << 17)
         check_same(run(sact.compile(model, "gather"), images), expected)
     assert not calls
 
@@ -298,12 +298,20 @@ def test_inference_memory_does_not_grow_with_the_units(
         assert peak(24) >= peak(4) + 20 * state, "training keeps the states, and the measurement sees them"
 
 
-def test_norms_in_training_mode_are_refused(small) -> None:
-    model = small()
-    fast = sact.compile(model, "gather")
+def test_norms_in_training_mode_run_by_the_definition(small) -> None:
+    model, images = small(), torch.randn(2, 3, 32, 32)
     model.blocks[1].units[2].branch.norm1.train()
-    with pytest.raises(sact.InputError, match="evaluation mode"):
-        fast(torch.randn(2, 3, 32, 32))
+    fast = sact.compile(copy.deepcopy(model), "gather")
+    with torch.no_grad():
+        check_same(run(fast, images), run(model, images))
+    ours, theirs = (m.state_dict()["blocks.1.units.2.branch.norm1.running_mean"] for m in (fast.model, model))
+    torch.testing.assert_close(ours, theirs)
+    assert sact.compile(model).training is model.training
+
+
+def test_a_fresh_network_compiles_and_runs() -> None:
+    fast = sact.compile(sact.create_model("cifar_resnet20", halting="sact"))
+    assert fast(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_training_through_masked_equals_the_network(small) -> None:

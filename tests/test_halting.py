@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sact import halting
+from sact import create_model, halting
 from sact.errors import InputError
 
 score = st.floats(0, 1, width=32)
@@ -147,8 +147,4 @@ def test_all_ones_halt_at_once_and_all_zeros_never_do() -> None:
 @pytest.mark.parametrize("eps", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "much", None])
 def test_eps_out_of_range(eps) -> None:
     with pytest.raises(InputError, match=str(eps)):
-        halting.check_eps(eps)
-
-
-def test_eps_in_range_is_returned_as_a_number() -> None:
-    assert halting.check_eps(0.25) == 0.25
+        create_model("cifar_resnet20", halting="sact", eps=eps)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import sact
-from sact.predict import check_outputs, find_images, predict, unique_names, write_arrays, write_pictures
+from sact.predict import check_outputs, find_images, predict, unique_names, write_arrays, write_pictures, write_sheet
 
 NETWORK = {"units": [3, 2], "base_channels": 4, "num_classes": 5}
 
@@ -77,7 +77,8 @@ def test_plain_networks_have_no_map(network, picture: Image.Image, tmp_path: Pat
     assert prediction.block_maps == []
     assert prediction.share == 1.0
     assert [block["ponder_cost"] for block in prediction.summary()["blocks"]] == [None, None]
-    write_pictures([("plain", prediction)], tmp_path)
+    write_pictures(prediction, "plain", tmp_path)
+    write_sheet([prediction], tmp_path / "contact_sheet.png")
     write_arrays(prediction, tmp_path / "plain.npz")
     assert (tmp_path / "plain.png").is_file()
     assert not (tmp_path / "contact_sheet.png").exists()
@@ -118,10 +119,13 @@ def test_networks_that_cannot_predict(network, picture: Image.Image) -> None:
 
 def test_pictures(network, picture: Image.Image, tmp_path: Path) -> None:
     model = network()
-    predictions = [("one", predict(model, picture)), ("two", predict(model, picture.rotate(180)))]
-    written = write_pictures(predictions, tmp_path / "new")
+    predictions = {"one": predict(model, picture), "two": predict(model, picture.rotate(180))}
+    for name, prediction in predictions.items():
+        write_pictures(prediction, name, tmp_path / "new")
+    write_sheet(list(predictions.values()), tmp_path / "new" / "contact_sheet.png")
+    written = list((tmp_path / "new").iterdir())
     names = {"one.png", "one_blocks.png", "two.png", "two_blocks.png", "contact_sheet.png"}
-    assert {path.name for path in written} == {path.name for path in (tmp_path / "new").iterdir()} == names
+    assert {path.name for path in written} == names
     for path in written:
         with Image.open(path) as image:
             assert image.format == "PNG"

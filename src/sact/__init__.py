@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
-from .engines import compile
+from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
 from .models import Network, create_model, list_models
 from .ponder import BlockPonder, Ponder

@@ -18,6 +18,7 @@ from .errors import InputError, SactError, require
 
 if TYPE_CHECKING:
     from .models import Network
+    from .predict import Prediction
 
 DESCRIPTION = """\
 Residual networks that decide, position by position, how many of their units to run.
@@ -100,7 +101,7 @@ def _add_eval(verbs: Any) -> None:
     evaluate.add_argument("--length", type=int, help="evaluate this many images")
     evaluate.add_argument("--batch-size", type=int, default=100)
     evaluate.add_argument("--engine", default="masked", help="masked, gather or auto")
-    evaluate.add_argument("--json", metavar="FILE", help="also write the results here")
+    evaluate.add_argument("--json", metavar="FILE", default="eval.json", help="where the results go (%(default)s)")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_eval)
 
@@ -167,8 +168,8 @@ def run_eval(options: argparse.Namespace) -> None:
     """`sact eval`."""
     require("lightning", "tasks")
     from .checkpoints import from_pretrained, read_metadata
+    from .compiled import compile
     from .data import create_dataset
-    from .engines import compile
     from .files import make_folder, write_json
     from .tasks.training import evaluate
 
@@ -193,16 +194,24 @@ def run_eval(options: argparse.Namespace) -> None:
     )
     results = evaluate(compile(model, options.engine), dataset, batch_size=options.batch_size, quiet=options.quiet)
     print_results(results)
-    if options.json:
-        write_json(Path(options.json), results)
+    write_json(Path(options.json), results)
+    print(f"the results are in {options.json}")
 
 
 def run_predict(options: argparse.Namespace) -> None:
     """`sact predict`."""
     from .checkpoints import from_pretrained
-    from .engines import compile
+    from .compiled import compile
     from .files import make_folder, write_json
-    from .predict import check_outputs, find_images, predict, unique_names, write_arrays, write_pictures
+    from .predict import (
+        check_outputs,
+        find_images,
+        predict,
+        unique_names,
+        write_arrays,
+        write_pictures,
+        write_sheet,
+    )
 
     paths = find_images(options.images)
     network = from_pretrained(options.model)
@@ -213,20 +222,22 @@ def run_predict(options: argparse.Namespace) -> None:
     names = unique_names(paths)
     check_outputs(paths, names, out)
     make_folder(out)
-    predictions = []
-    for path, name in zip(paths, names, strict=True):
-        prediction = predict(model, path, keep_distribution=options.npz)
-        print(
-            f"{path}: {prediction.name} ({prediction.score:.1%}), {prediction.share:.1%} of the plain network's FLOPs"
-        )
-        if options.npz:
-            write_arrays(prediction, out / f"{name}.npz")
-        predictions.append((name, prediction))
-    write_pictures(predictions, out)
-    records = [
-        {"image": str(path)} | prediction.summary() for path, (_, prediction) in zip(paths, predictions, strict=True)
-    ]
-    write_json(out / "predictions.json", {"model": options.model, "predictions": records})
+    predictions: list[Prediction] = []
+    records = []
+    try:
+        for path, name in zip(paths, names, strict=True):
+            prediction = predict(model, path, keep_distribution=options.npz)
+            share = f"{prediction.share:.1%} of the plain network's FLOPs"
+            print(f"{path}: {prediction.name} ({prediction.score:.1%}), {share}")
+            write_pictures(prediction, name, out)
+            if options.npz:
+                write_arrays(prediction, out / f"{name}.npz")
+            records.append({"image": str(path)} | prediction.summary())
+            predictions.append(prediction)
+    finally:  # an image that cannot be read ends the run, but what is done is kept
+        if predictions:
+            write_sheet(predictions, out / "contact_sheet.png")
+            write_json(out / "predictions.json", {"model": options.model, "predictions": records})
     print(f"pictures and predictions.json are in {out}")
 
 

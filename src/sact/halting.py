@@ -12,13 +12,10 @@ One code serves whole images (ACT, shape [N]) and positions (SACT, shape [N, H, 
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from .errors import InputError
 
 EPS = 0.01
 
@@ -38,13 +35,6 @@ class HaltingState(NamedTuple):
     remainder: Tensor
     units: Tensor
     active: Tensor
-
-
-def check_eps(eps: float) -> float:
-    """Return `eps` if it lies in (0, 1), else raise InputError."""
-    if not isinstance(eps, Real) or not 0.0 < eps < 1.0:
-        raise InputError(f"eps is {eps}, but it must lie strictly between 0 and 1; the paper uses {EPS}")
-    return float(eps)
 
 
 def start(like: Tensor) -> HaltingState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +97,10 @@ class Ponder:
 
         Source: section 3.2.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        try:
+            height, width = map(index, size if isinstance(size, Sequence) else (size, size))
+        except (TypeError, ValueError):
+            raise InputError(f"map size is {size!r}, but it must be (height, width) or one whole number") from None
         if height < 1 or width < 1:
             raise InputError(f"map size is {size}, but both sides must be at least 1 pixel")
         maps = [F.interpolate(block.map()[:, None], size=(height, width), mode="nearest") for block in self.blocks]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from .engines import CompiledNetwork
+from .compiled import CompiledNetwork
 from .errors import InputError
 from .files import replacing
 from .maps import block_figure, contact_sheet, figure, save_png
@@ -133,37 +133,31 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def write_pictures(predictions: Sequence[tuple[str, Prediction]], folder: Path) -> list[Path]:
-    """Write `NAME.png` (image, ponder map, overlay) and `NAME_blocks.png` for each, and `contact_sheet.png` for all.
+def write_pictures(prediction: Prediction, name: str, folder: Path) -> None:
+    """Write `NAME.png` (image, ponder map, overlay) and `NAME_blocks.png`; of a plain network the image alone."""
+    if prediction.map is None:
+        save_png(prediction.image, folder / f"{name}.png")
+        return
+    title = f"{prediction.name} ({prediction.score:.0%})"
+    caption = f"{prediction.share:.0%} of the plain network's FLOPs"
+    save_png(figure(prediction.image, prediction.map, title, caption), folder / f"{name}.png")
+    save_png(block_figure(prediction.image, prediction.block_maps, title=title), folder / f"{name}_blocks.png")
 
-    Args:
-        predictions: (name, prediction) pairs; those of plain networks have no map and are written as images alone.
-        folder: created.
-    """
-    written = []
-    for name, prediction in predictions:
-        if prediction.map is None:
-            written.append(save_png(prediction.image, folder / f"{name}.png"))
-            continue
-        title = f"{prediction.name} ({prediction.score:.0%})"
-        caption = f"{prediction.share:.0%} of the plain network's FLOPs"
-        written.append(save_png(figure(prediction.image, prediction.map, title, caption), folder / f"{name}.png"))
-        blocks = block_figure(prediction.image, prediction.block_maps, title=title)
-        written.append(save_png(blocks, folder / f"{name}_blocks.png"))
-    with_maps = [
+
+def write_sheet(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write a contact sheet of the predictions that have a ponder map, if any has."""
+    cells = [
         (prediction.image, prediction.map, f"{prediction.name}\n{prediction.share:.0%} of FLOPs")
-        for _, prediction in predictions
+        for prediction in predictions
         if prediction.map is not None
     ]
-    if with_maps:
-        columns = min(3, len(with_maps))
-        written.append(save_png(contact_sheet(with_maps, columns=columns), folder / "contact_sheet.png"))
-    return written
+    if cells:
+        save_png(contact_sheet(cells, columns=min(3, len(cells))), path)
 
 
 def write_arrays(prediction: Prediction, path: Path) -> None:
     """Write an .npz for analysis: `map`, and per block k from 1 `block{k}_units`, `_cost`, `_halting_distribution`."""
-    arrays: dict[str, NDArray[Any]] = {"image": np.asarray(prediction.image)}
+    arrays: dict[str, Any] = {"image": np.asarray(prediction.image)}
     if prediction.map is not None:
         arrays["map"] = prediction.map
     for number, block in enumerate(prediction.ponder.blocks, start=1):
@@ -174,7 +168,7 @@ def write_arrays(prediction: Prediction, path: Path) -> None:
             arrays[f"block{number}_halting_distribution"] = _array(block.halting_distribution[0])
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

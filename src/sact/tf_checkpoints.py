@@ -26,6 +26,9 @@ PREPROCESSING: dict[str, dict[str, Any]] = {
 
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _CONV = {"weight": "weights", "bias": "biases"}
+LEAVES = tuple(f"/{leaf}" for leaf in (*_NORM.values(), *_CONV.values()))
+"""How weights are named; optimizer slots and moving averages have a further part behind."""
+
 _SCORE = {"local_norm": "local_bn", "global_norm": "global_bn"}
 
 
@@ -51,6 +54,7 @@ def import_tf_checkpoint(path: str | Path) -> Network:
     except Exception as error:  # TensorFlow raises its own status errors, RuntimeError and ValueError alike
         raise CheckpointError(f"{prefix} cannot be read as a TensorFlow checkpoint: {error}") from error
     model = build(infer_config(shapes, str(prefix)))
+    _check_leftovers(model, shapes, str(prefix))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("num_batches_tracked"):
@@ -59,6 +63,15 @@ def import_tf_checkpoint(path: str | Path) -> Network:
             tensor.copy_(_to_torch(source, shapes, reader, tuple(tensor.shape), str(prefix)))
     model.preprocessing = dict(PREPROCESSING[model.config.family])
     return model.eval()
+
+
+def _check_leftovers(model: Network, shapes: Shapes, source: str) -> None:
+    """Raise if there are weights that the inferred network has no place for: it is not the one that was saved."""
+    family = model.config.family
+    used = {tf_name(name, family) for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+    for name in sorted(shapes):
+        if name.startswith(f"{SCOPES[family]}/") and name.endswith(LEAVES) and name not in used:
+            raise CheckpointError(f"{source} holds the variable {name}, but lacks others of the same unit or layer")
 
 
 def find_prefix(path: Path) -> Path:

@@ -147,7 +147,8 @@ class ImageNet(_Pictures):
             )
         if folder is None:
             raise InputError(
-                "ImageNet cannot be downloaded; give the folder that has train and val, one folder per class in each."
+                "ImageNet cannot be downloaded; give the folder that has train and val, one folder per class in each "
+                "(data_dir in a recipe, --data-dir on the command line)."
             )
         root = Path(folder).expanduser()
         found = [root / name for name in IMAGENET_FOLDERS[split] if (root / name).is_dir()]

@@ -6,10 +6,13 @@ Its mathematics is `Block.forward` (and `Unit.forward`); as an engine it runs ex
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..block import Block
-from ..models.network import Network
 from . import Run
+
+if TYPE_CHECKING:
+    from ..models.network import Network
 
 
 def prepare(model: Network) -> Run:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, get_args
 
 from ..errors import InputError
-from ..halting import EPS, check_eps
+from ..halting import EPS
 from ..scores import Halting
 from . import cifar, resnet
 from .network import Network, NetworkConfig
@@ -119,18 +121,26 @@ def config_from_dict(fields: dict[str, Any]) -> NetworkConfig:
     return config
 
 
+def check_eps(eps: float) -> None:
+    """Raise InputError unless `eps` lies in (0, 1)."""
+    if not isinstance(eps, Real) or not 0.0 < eps < 1.0:
+        raise InputError(f"eps is {eps}, but it must lie strictly between 0 and 1; the paper uses {EPS}")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _find(name: str) -> NetworkConfig:
+    if not isinstance(name, str):
+        raise InputError(f"the name of a model is {name!r}, but it must be text; choose one of {', '.join(CONFIGS)}")
     if name in CONFIGS:
         return CONFIGS[name]
     if name in FREE_FORMS:
         return FREE_FORMS[name]
-    depth = name.removeprefix("cifar_resnet")
-    if depth != name and depth.isdigit() and int(depth) >= 8 and (int(depth) - 2) % 6 == 0:
-        n = (int(depth) - 2) // 6
+    depth = re.fullmatch(r"cifar_resnet([0-9]{1,4})", name)
+    if depth and int(depth[1]) >= 8 and (int(depth[1]) - 2) % 6 == 0:
+        n = (int(depth[1]) - 2) // 6
         return replace(_CIFAR, units=(n, n, n))
     near = difflib.get_close_matches(name, CONFIGS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join([*CONFIGS, *FREE_FORMS])}"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
-from ..engines import CompiledNetwork
+from ..compiled import CompiledNetwork
 from ..errors import InputError
 from ..maps import auc
 from ..models import Network

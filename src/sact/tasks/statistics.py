@@ -43,7 +43,6 @@ class PonderStatistics(Metric):
         self.add_state("most", torch.zeros(blocks, dtype=wide), dist_reduce_fx="max")
         self.add_state("length", torch.zeros(blocks, dtype=wide), dist_reduce_fx="max")
         self.add_state("dense", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
-        self.adaptive = False
 
     def set_dtype(self, dst_type: Any) -> PonderStatistics:
         """Keep float64 whatever the network's precision: sums of squared FLOPs need it."""
@@ -63,11 +62,11 @@ class PonderStatistics(Metric):
             self.most[index] = torch.maximum(self.most[index], block.units.max().to(self.most))
             self.length[index] = block.max_units
             if block.cost is not None:
-                self.adaptive = True
                 self.cost[index] += _sums(block.cost)
 
     def compute(self) -> dict[str, Any]:
         """The statistics so far, as plain numbers."""
+        adaptive = bool((self.cost > 0).any())  # a ponder cost is more than 1
         blocks = []
         for index in range(len(self.positions)):
             units = _mean_std(self.units[index], self.positions[index])
@@ -76,12 +75,12 @@ class PonderStatistics(Metric):
                 {
                     "flops": _mean_std(self.flops[index], self.images),
                     "units": units | {"dead_units": int(self.length[index] - self.most[index])},
-                    "cost": _mean_std(self.cost[index], self.positions[index]) if self.adaptive else None,
+                    "cost": _mean_std(self.cost[index], self.positions[index]) if adaptive else None,
                 }
             )
         flops = _mean_std(self.flops[-1], self.images)
         dense = float(self.dense / self.images)
-        cost = sum(block["cost"]["mean"] for block in blocks if block["cost"]) if self.adaptive else None
+        cost = sum(block["cost"]["mean"] for block in blocks if block["cost"]) if adaptive else None
         return {"flops": flops, "dense_flops": dense, "share": flops["mean"] / dense, "cost": cost, "blocks": blocks}
 
 

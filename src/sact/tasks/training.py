@@ -26,9 +26,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..checkpoints import from_pretrained, save_pretrained
+from ..compiled import CompiledNetwork
 from ..data import create_dataset
 from ..data.materialised import Materialised
-from ..engines import CompiledNetwork
 from ..errors import CheckpointError, InputError, RecipeError
 from ..files import make_folder, write_json, write_text
 from ..models import Network, create_model
@@ -155,6 +155,8 @@ def evaluate(
         RecipeError: `batch_size`, `precision`, `accelerator` or `workers` is impossible.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
+    if network.config.features_only:
+        raise InputError("this network returns features, not classes; create it with features_only=False")
     classes = getattr(dataset, "num_classes", None)
     if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
         raise InputError("the data set is empty; there is nothing to evaluate")
