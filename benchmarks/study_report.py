@@ -148,7 +148,10 @@ def resolution_sweep(folder: Path, rows: Sequence[dict[str, Any]], length: int) 
         source = folder / name / "model"
         model = sact.from_pretrained(source)
         for size in SIZES:
-            results = evaluate(model, scenes(source, length, size), batch_size=100, quiet=True)
+            kept = folder / name / f"test-{length}-{size}px.json"
+            if not kept.is_file():
+                write_json(kept, evaluate(model, scenes(source, length, size), batch_size=100, quiet=True))
+            results = json.loads(kept.read_text())
             found.append(
                 {"name": name, "label": label, "size": size, "top1": results["top1"], "flops": results["flops"]["mean"]}
             )
