@@ -255,7 +255,7 @@ def plot_flops(rows: Sequence[dict[str, Any]], path: Path) -> None:
             label=label,
             color=COLORS[color],
             marker="o",
-            linestyle=":" if color == "same" else "-",
+            linestyle="" if color == "same" else "-",
             capsize=2,
         )
     axes.set(xlabel="MFLOPs per image", ylabel="top-1 on held-out scenes, %")

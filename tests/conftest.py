@@ -24,7 +24,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _small_is_not_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test networks are small; without this the gather engine would run them dense."""
-    monkeypatch.setattr(gather, "SMALL_STATE", 0)
+    monkeypatch.setattr(gather, "SMALL_INPUT", 0)
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_act_executes_the_flops_it_counts(small, name: str) -> None:
     assert counter.get_total_flops() == ponder.flops.sum()
 
 
-def test_small_states_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_inputs_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = small(), torch.randn(1, 3, 32, 32)
     expected = run(model, images)
     calls: list[int] = []
@@ -215,7 +215,7 @@ def test_small_states_run_dense(small, monkeypatch: pytest.MonkeyPatch) -> None:
         check_same(run(sact.compile(model, "gather"), images), expected)
         assert calls
         calls.clear()
-        monkeypatch.setattr(gather, "SMALL_STATE", 1 << 17)
+        monkeypatch.setattr(gather, "SMALL_INPUT", 1 << 17)
         check_same(run(sact.compile(model, "gather"), images), expected)
     assert not calls
 

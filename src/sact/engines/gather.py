@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DENSE_SHARE = 0.5
 """Share of active positions above which a unit runs dense: there gathering costs more than it saves."""
 
-SMALL_STATE = 1 << 17
-"""Numbers in a state [N, C, H, W] below which units run dense, as long as any position is active."""
+SMALL_INPUT = 1 << 17
+"""Numbers in a block's input below which it runs by the definition: gathering so little costs more than it saves."""
 
 
 class Chains(NamedTuple):
@@ -66,6 +66,8 @@ def prepare(model: Network) -> Run:
             return block(x, keep_distribution)  # statistics are over all positions
         if block.halting == "act":
             return run_images(block, x, keep_distribution)
+        if x.numel() < SMALL_INPUT:
+            return block(x, keep_distribution)
         return run_positions(block, chains_of(block), x, keep_distribution)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
@@ -121,7 +123,6 @@ def run_positions(
     area = height * width
     state = halting.start(x[:, 0])
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    is_small = rows.numel() < SMALL_STATE
     wide = state.remainder.dtype
     mean = x.mean((2, 3), dtype=wide)  # for the global score; later units update it with what they change
     output = torch.zeros_like(rows, dtype=wide)
@@ -131,7 +132,7 @@ def run_positions(
         if not len(listed):
             break
         if unit is not block.units[0]:
-            if chain.branch is None or is_small or len(listed) > DENSE_SHARE * len(rows):
+            if chain.branch is None or len(listed) > DENSE_SHARE * len(rows):
                 picture = unit(_as_picture(rows, count, height, width), state.active)
                 rows, mean = picture.permute(0, 2, 3, 1).reshape(-1, channels), picture.mean((2, 3), dtype=wide)
             else:
@@ -139,9 +140,7 @@ def run_positions(
                 rows = _add_rows(rows, listed, residual)
                 mean = mean.index_add(0, listed // area, residual.to(wide) / area)
         score = None
-        if head is not None and is_small:
-            score = head(_as_picture(rows, count, height, width))
-        elif head is not None and chain.score is not None:
+        if head is not None and chain.score is not None:
             local = perforated(chain.score, rows, state.active, listed)[:, 0]
             logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[listed // area]
             score = _place(to_score(logit), listed, state.remainder)
