@@ -6,7 +6,6 @@ exactly.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from functools import lru_cache
@@ -165,15 +164,6 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64((self.seed, SPLITS.index(self.split), index + 1)))
-
-    def reseeded(self, seed: int) -> Scenes:
-        """The same data set with other scenes, sharing what is loaded; for fresh scenes in every epoch."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed must be a non-negative integer, not {seed!r}.")
-        other = copy.copy(self)
-        other.seed = seed
-        other._order = other._generator(-1).permutation(len(other._items))
-        return other
 
     def __len__(self) -> int:
         return self.length
