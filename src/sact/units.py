@@ -102,6 +102,11 @@ class Unit(nn.Module):
         return describe(nn.Sequential(*self.preact, *self.branch))
 
     @property
+    def out_channels(self) -> int:
+        """Channels of the next state."""
+        return self.stages()[-1].conv.out_channels
+
+    @property
     def keeps_state(self) -> bool:
         """Whether the shortcut is the raw input, so that an inactive position can simply be left alone."""
         return isinstance(self.shortcut, nn.Identity) and not self.shortcut_preactivated

@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import nn
 
-from ..block import Block
-from ..layers import BatchNorm2d, SameMaxPool2d, init_weights
+from ..layers import BatchNorm2d, SameMaxPool2d
 from ..scores import make_score
 from ..units import Unit
+from .assemble import assemble
 from .network import Network, NetworkConfig
 
 STEM_CHANNELS = 64
@@ -40,26 +40,17 @@ def bottleneck(in_channels: int, width: int, stride: int) -> Unit:
 
 
 def build(config: NetworkConfig) -> Network:
-    """A network of the ImageNet family; blocks after the first halve the resolution in their first unit."""
-    stem = nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(config.in_channels, STEM_CHANNELS, 7, 2, padding=3), pool=SameMaxPool2d())
+    """A network of the ImageNet family."""
+    return assemble(
+        config,
+        stem=nn.Sequential(
+            OrderedDict(conv=nn.Conv2d(config.in_channels, STEM_CHANNELS, 7, 2, padding=3), pool=SameMaxPool2d())
+        ),
+        stem_channels=STEM_CHANNELS,
+        stem_stride=4,
+        make_unit=bottleneck,
+        make_score=lambda channels: make_score(config.halting, channels, norm, nn.Identity()),
+        make_head=lambda channels: nn.Sequential(
+            OrderedDict(norm=norm(channels), act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
+        ),
     )
-    channels = STEM_CHANNELS
-    blocks, feature_channels = [], []
-    for index, count in enumerate(config.units):
-        width = config.base_channels * 2**index
-        units = []
-        for position in range(count):
-            units.append(bottleneck(channels, width, 2 if index and position == 0 else 1))
-            channels = EXPANSION * width
-        heads = count - 1 if config.halting != "none" else 0
-        scores = [make_score(config.halting, channels, norm, nn.Identity()) for _ in range(heads)]
-        blocks.append(Block(units, scores, config.halting, config.eps))
-        feature_channels.append(channels)
-    head = nn.Sequential(OrderedDict(norm=norm(channels), act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1)))
-    strides = tuple(4 * 2**index for index in range(len(blocks)))
-    classifier = nn.Conv2d(channels, config.num_classes, 1)
-    network = Network(config, stem, blocks, head, classifier, tuple(feature_channels), strides)
-    init_weights(network)
-    network.reset_scores()
-    return network
