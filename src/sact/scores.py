@@ -19,7 +19,19 @@ SCORE_BIAS = -3.0
 Norm = Callable[[int], BatchNorm2d]
 
 
-class ImageScore(nn.Module):
+class _GlobalTerm(nn.Module):
+    """The part of the logit that both heads compute from globally averaged features."""
+
+    global_norm: BatchNorm2d
+    global_conv: nn.Conv2d
+    activation: nn.Module
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The global term of the logit, [N], from globally averaged features [N, C, 1, 1]."""
+        return self.global_conv(self.activation(self.global_norm(x))).flatten()
+
+
+class ImageScore(_GlobalTerm):
     """ACT's halting score, one per image: sigma(W pool(x) + b).
 
     Source: section 3.1; the authors normalise the pooled features first.
@@ -31,10 +43,6 @@ class ImageScore(nn.Module):
         self.activation = activation
         self.global_conv = nn.Conv2d(channels, 1, 1)
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """The logit, [N], from globally averaged features [N, C, 1, 1]."""
-        return self.global_conv(self.activation(self.global_norm(x))).flatten()
-
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] to scores [N] in (0, 1), float32 or wider."""
         return to_score(self.pooled(x.mean((2, 3), keepdim=True)))
@@ -44,7 +52,7 @@ class ImageScore(nn.Module):
         return 0, conv_flops(self.global_conv)
 
 
-class PositionScore(nn.Module):
+class PositionScore(_GlobalTerm):
     """SACT's halting score, one per position: sigma(conv3x3(x) + W pool(x) + b).
 
     Pooling is over all positions, halted ones included.
@@ -60,10 +68,6 @@ class PositionScore(nn.Module):
         self.global_norm = norm(channels)
         self.global_conv = nn.Conv2d(channels, 1, 1, bias=False)
         self.activation = activation
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """The global term of the logit, [N], from globally averaged features [N, C, 1, 1]."""
-        return self.global_conv(self.activation(self.global_norm(x))).flatten()
 
     def local(self) -> nn.Sequential:
         """The local branch, described as a chain of layers, as a unit's branch is."""
