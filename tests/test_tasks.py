@@ -23,8 +23,9 @@ import sact
 from sact.flops import BlockFlops, UnitFlops
 from sact.ponder import BlockPonder, Ponder
 from sact.recipe import Recipe, load_recipe, make_recipe
-from sact.tasks import training
+from sact.tasks import loops, training
 from sact.tasks.classification import Classification, make_schedule
+from sact.tasks.evaluation import evaluate
 from sact.tasks.pictures import PonderPictures
 from sact.tasks.statistics import PonderStatistics
 
@@ -435,13 +436,13 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_resumed_epoch_sees_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[list[int]] = []
-    original = training._image_and_label
+    original = loops._image_and_label
 
     def collate(items: Any) -> Any:
         orders.append([int(label) for _, label in items])
         return original(items)
 
-    monkeypatch.setattr(training, "_image_and_label", collate)
+    monkeypatch.setattr(loops, "_image_and_label", collate)
     with monkeypatch.context() as patch:
         interrupt(patch, 2, Fault())
         with pytest.raises(Fault):
@@ -582,7 +583,7 @@ def test_engines_evaluate_alike(make_model, kind: str) -> None:
     model = make_model("resnet", halting=kind, units=[3, 2], base_channels=4, num_classes=10)
     data = training.validation_data(recipe_of(val_length=50))
     results = [
-        training.evaluate(engine, data, batch_size=batch, accelerator="cpu", quiet=True)
+        evaluate(engine, data, batch_size=batch, accelerator="cpu", quiet=True)
         for engine, batch in ((model, 50), (sact.compile(model, "masked"), 7), (sact.compile(model, "gather"), 16))
     ]
     assert json.loads(json.dumps(results[0])) == results[0]
@@ -599,7 +600,7 @@ def test_engines_evaluate_alike(make_model, kind: str) -> None:
 def test_evaluation_does_not_change_the_network(make_model) -> None:
     model = make_model("resnet", halting="sact", units=[2, 2], base_channels=4, num_classes=10).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training.evaluate(model, training.validation_data(recipe_of()), accelerator="cpu", quiet=True)
+    evaluate(model, training.validation_data(recipe_of()), accelerator="cpu", quiet=True)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -608,6 +609,7 @@ def test_evaluation_does_not_change_the_network(make_model) -> None:
     [
         (5, {}, "the data set has 10 classes, but the network knows 5"),
         (10, {"batch_size": 0}, "batch_size is 0"),
+        (10, {"workers": -1}, "workers is -1"),
         (10, {"precision": "8-bit"}, "precision is '8-bit'"),
         (10, {"accelerator": "abacus"}, "accelerator abacus"),
     ],
@@ -615,9 +617,9 @@ def test_evaluation_does_not_change_the_network(make_model) -> None:
 def test_evaluations_that_cannot_be(make_model, classes: int, options: dict[str, Any], message: str) -> None:
     model = make_model("resnet", units=[1, 1], base_channels=4, num_classes=classes)
     with pytest.raises(sact.SactError, match=message):
-        training.evaluate(model, training.validation_data(recipe_of()), quiet=True, **options)
+        evaluate(model, training.validation_data(recipe_of()), quiet=True, **options)
 
 
 def test_an_empty_data_set(make_model) -> None:
     with pytest.raises(sact.InputError, match="empty"):
-        training.evaluate(make_model("resnet", units=[1], base_channels=4), [], quiet=True)
+        evaluate(make_model("resnet", units=[1], base_channels=4), [], quiet=True)

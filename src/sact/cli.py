@@ -171,7 +171,7 @@ def run_eval(options: argparse.Namespace) -> None:
     from .compiled import compile
     from .data import create_dataset
     from .files import make_folder, write_json
-    from .tasks.training import evaluate
+    from .tasks.evaluation import evaluate
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, but it must be at least 1")

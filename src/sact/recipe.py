@@ -16,6 +16,8 @@ from .errors import InputError, RecipeError
 from .models import create_model
 from .scores import Halting
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+
 
 class Recipe(BaseModel):
     """Everything that defines a training run. Steps are optimiser steps, epochs are passes over the training set."""
@@ -64,7 +66,7 @@ class Recipe(BaseModel):
     freeze_norms: bool = Field(False, description="keep norms in evaluation mode, as when fine-tuning a detector")
 
     # The machine.
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    precision: Precision = "32-true"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     channels_last: bool = True

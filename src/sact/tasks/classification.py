@@ -8,12 +8,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from ..models import Network
 from ..ponder import Ponder
 from ..recipe import Recipe
-from .statistics import PonderStatistics
+from .evaluation import Measures
 
 Batch = tuple[Tensor, Tensor]
 
@@ -34,10 +33,7 @@ class Classification(L.LightningModule):
         self.recipe = recipe
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
-        classes = model.config.num_classes
-        self.top1 = MulticlassAccuracy(classes, average="micro")
-        self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
-        self.statistics = PonderStatistics(len(model.blocks))
+        self.measures = Measures(model)
 
     def on_train_epoch_start(self) -> None:
         """Norms may stay frozen while everything else trains."""
@@ -70,15 +66,11 @@ class Classification(L.LightningModule):
         """Update accuracy and ponder statistics."""
         images, labels = self._prepare(batch[0]), batch[1]
         logits, ponder = self.model(images, return_ponder=True)
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
-        self.statistics.update(ponder)
-
-    test_step = validation_step
+        self.measures.update(logits, labels, ponder)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy, ponder cost and units per block."""
-        results = self.results()
+        results = self.measures.compute()
         self.log("val/acc", results["top1"], prog_bar=True)
         self.log("val/top5", results["top5"])
         self.log("val/flops_share", results["share"], prog_bar=True)
@@ -89,17 +81,7 @@ class Classification(L.LightningModule):
                 self.log(f"block{index}/units_{name}", float(value))
             if block["cost"] is not None:
                 self.log(f"block{index}/ponder", block["cost"]["mean"])
-        self.reset_metrics()
-
-    def results(self) -> dict[str, Any]:
-        """Accuracy and ponder statistics since the last reset, as plain numbers; reduced over processes."""
-        accuracy = {"top1": float(self.top1.compute()), "top5": float(self.top5.compute())}
-        return accuracy | self.statistics.compute()
-
-    def reset_metrics(self) -> None:
-        """Forget everything counted so far."""
-        for metric in (self.top1, self.top5, self.statistics):
-            metric.reset()
+        self.measures.reset()
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW with weight decay on convolution weights only, as in the paper, and the schedule."""

@@ -1,17 +1,11 @@
-"""Train a recipe, evaluate a network: the loops, on Lightning."""
+"""Train a recipe, on Lightning."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,20 +14,19 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..checkpoints import from_pretrained, save_pretrained
-from ..compiled import CompiledNetwork
 from ..data import create_dataset
 from ..data.materialised import Materialised
-from ..errors import CheckpointError, InputError, RecipeError
+from ..errors import CheckpointError, RecipeError
 from ..files import make_folder, write_json, write_text
 from ..models import Network, create_model
-from ..recipe import Recipe, dump_recipe, load_recipe, make_recipe
+from ..recipe import Recipe, dump_recipe, load_recipe
 from .classification import Classification
+from .evaluation import evaluate
+from .loops import calm, interruptible, make_loader, make_trainer
 from .pictures import PonderPictures
 
 # TensorBoard would import all of TensorFlow, where that is installed, merely to write event files; this is its own
@@ -59,7 +52,7 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         quiet: no progress bar.
 
     Returns:
-        The results on the validation split, see `Classification.results`.
+        The results on the validation split, see `evaluate`.
 
     Raises:
         RecipeError: the folder holds another run, or the recipe does not fit its data or this machine.
@@ -80,7 +73,7 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         steps_done = _check_checkpoint(checkpoint, model)
         # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
-    train_loader = _loader(training, recipe, shuffle=True)
+    train_loader = make_loader(training, recipe.batch_size, recipe.workers, shuffle=True)
     if len(train_loader) == 0:
         raise RecipeError(f"batch_size is {recipe.batch_size}, but there are only {len(training)} training images")
     epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(train_loader))
@@ -92,9 +85,11 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         callbacks.append(PonderPictures(folder / "ponder", validation))
     if not quiet:
         callbacks.append(ProgressBar(refresh_rate=10))
-    with _calm(), _interruptible():
-        trainer = _make_trainer(
-            recipe,
+    with calm(), interruptible():
+        trainer = make_trainer(
+            recipe.accelerator,
+            recipe.devices,
+            recipe.precision,
             max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
             max_steps=recipe.max_steps or -1,
             check_val_every_n_epoch=math.ceil(epochs / 20),
@@ -111,7 +106,8 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         total_steps = recipe.max_steps or epochs * steps_per_epoch
         task = Classification(model, recipe, total_steps, steps_per_epoch)
         resume_from = str(checkpoint) if resumes else None
-        trainer.fit(task, train_loader, _loader(validation, recipe), ckpt_path=resume_from, weights_only=True)
+        val_loader = make_loader(validation, recipe.batch_size, recipe.workers)
+        trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
     model.eval()
     results = evaluate(
         model,
@@ -125,62 +121,6 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         save_pretrained(model, folder / MODEL_FOLDER, recipe=recipe.model_dump(), results=results)
         write_json(folder / RESULTS_NAME, results)
     return results
-
-
-def evaluate(
-    model: Network | CompiledNetwork,
-    dataset: Dataset[Any],
-    batch_size: int = 100,
-    precision: str = "32-true",
-    accelerator: str = "auto",
-    workers: int = 0,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Accuracy and cost of a network over a data set.
-
-    Args:
-        model: a `Network`, or what `sact.compile` made of one.
-        dataset: elements start with (image, label).
-        batch_size: images at a time.
-        precision: "32-true", "bf16-mixed", "16-mixed" or "64-true".
-        accelerator: as in Lightning.
-        workers: processes that load data.
-        quiet: no progress bar.
-
-    Returns:
-        `top1`, `top5`, and the fields of `PonderStatistics.compute`.
-
-    Raises:
-        InputError: the data set has more classes than the network, or is empty.
-        RecipeError: `batch_size`, `precision`, `accelerator` or `workers` is impossible.
-    """
-    network = model.model if isinstance(model, CompiledNetwork) else model
-    if network.config.features_only:
-        raise InputError("this network returns features, not classes; create it with features_only=False")
-    classes = getattr(dataset, "num_classes", None)
-    if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
-        raise InputError("the data set is empty; there is nothing to evaluate")
-    if classes is not None and classes > network.config.num_classes:
-        raise InputError(
-            f"the data set has {classes} classes, but the network knows {network.config.num_classes}; "
-            "evaluate it on the data it was trained for"
-        )
-    machine = {"accelerator": accelerator, "devices": 1, "precision": precision, "workers": workers}
-    fields = {"model": "resnet50", "data": "scenes", "max_steps": 1, "batch_size": batch_size}
-    recipe = make_recipe(fields | machine, "evaluate")
-    task = Classification(network, recipe)
-    task.model = model  # type: ignore[assignment]  # same call, perhaps another engine
-    task.eval()
-    with _calm(), _interruptible():
-        trainer = _make_trainer(
-            recipe,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=not quiet,
-        )
-        trainer.test(task, _loader(dataset, recipe), verbose=False)
-    return task.results()
 
 
 class ProgressBar(TQDMProgressBar):
@@ -288,21 +228,6 @@ def _check_checkpoint(path: Path, model: Network) -> int:
     return steps
 
 
-def _make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
-    """A trainer on the recipe's machine.
-
-    Raises:
-        RecipeError: this machine is another.
-    """
-    try:
-        return L.Trainer(accelerator=recipe.accelerator, devices=recipe.devices, precision=recipe.precision, **options)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise RecipeError(
-            f"accelerator {recipe.accelerator} with devices {recipe.devices} and precision {recipe.precision} "
-            f"cannot be had here: {' '.join(str(error).split())}"
-        ) from error
-
-
 def _csv_logger(folder: Path, steps_done: int) -> CSVLogger:
     """A logger to `csv/metrics.csv` that goes on behind the given step, where Lightning's would start anew."""
     logger = CSVLogger(folder, "", "csv")
@@ -323,52 +248,3 @@ def _csv_logger(folder: Path, steps_done: int) -> CSVLogger:
 
 def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _loader(dataset: Dataset[Any], recipe: Recipe, shuffle: bool = False) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        recipe.batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle,
-        num_workers=recipe.workers,
-        persistent_workers=recipe.workers > 0,
-        collate_fn=_image_and_label,
-    )
-
-
-def _image_and_label(items: list[tuple[Any, ...]]) -> Any:
-    """Batches hold images and labels alone; scenes also carry a mask, which training does not read."""
-    return default_collate([item[:2] for item in items])
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Keep Lightning's advice about workers, devices and logging out of the terminal; errors still show."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    tips = os.environ.get("LIGHTNING_DISABLE_TIPS")
-    os.environ["LIGHTNING_DISABLE_TIPS"] = "1"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            if tips is None:
-                del os.environ["LIGHTNING_DISABLE_TIPS"]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning answers Ctrl-C by ignoring it from then on and leaving Python; make it an exception again."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
