@@ -116,8 +116,9 @@ def make_schedule(
 
 def _parameter_groups(model: Network, recipe: Recipe) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault((parameter.dim() == 4, "score" in name), []).append(parameter)
+    scores = set(model.score_parameters())
+    for parameter in model.parameters():
+        groups.setdefault((parameter.dim() == 4, parameter in scores), []).append(parameter)
     return [
         {
             "params": parameters,
