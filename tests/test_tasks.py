@@ -146,6 +146,13 @@ def test_statistics_keep_their_precision() -> None:
     assert PonderStatistics(2).half().flops.dtype == torch.float64
 
 
+def test_statistics_stay_where_float64_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PonderStatistics(2).to("meta").flops.device.type == "meta"
+    monkeypatch.setattr(sact.tasks.statistics, "NO_FLOAT64", ("meta",))
+    stayed = nn.Sequential(PonderStatistics(2)).to("meta")[0]
+    assert (stayed.flops.device.type, stayed.device.type) == ("cpu", "cpu")
+
+
 # Loss and optimisation
 
 

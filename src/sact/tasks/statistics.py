@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ..ponder import Ponder
+
+NO_FLOAT64 = ("mps",)
+"""Kinds of devices that lack float64; sums are kept on the CPU there."""
 
 
 class PonderStatistics(Metric):
@@ -48,21 +52,33 @@ class PonderStatistics(Metric):
         """Keep float64 whatever the network's precision: sums of squared FLOPs need it."""
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> PonderStatistics:
+        """Follow the network to its device, unless that lacks float64."""
+        if fn(torch.zeros(())).device.type in NO_FLOAT64:
+            return self
+        super()._apply(fn, exclude_state)
+        return self
+
     @torch.no_grad()
     def update(self, ponder: Ponder) -> None:
         """Add a batch."""
         count = len(ponder.flops)
         self.images += count
         self.dense += float(ponder.dense_flops) * count
-        self.flops[-1] += _sums(ponder.flops)
+        self.flops[-1] += self._sums(ponder.flops)
         for index, block in enumerate(ponder.blocks):
-            self.flops[index] += _sums(block.flops)
+            self.flops[index] += self._sums(block.flops)
             self.positions[index] += block.units.numel()
-            self.units[index] += _sums(block.units)
-            self.most[index] = torch.maximum(self.most[index], block.units.max().to(self.most))
+            self.units[index] += self._sums(block.units)
+            self.most[index] = torch.maximum(self.most[index], block.units.max().to(self.most.device))
             self.length[index] = block.max_units
             if block.cost is not None:
-                self.cost[index] += _sums(block.cost)
+                self.cost[index] += self._sums(block.cost)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        """The sum of values and of their squares, [2], where the states are."""
+        values = values.to(self.images.device).double()
+        return torch.stack([values.sum(), values.square().sum()])
 
     def compute(self) -> dict[str, Any]:
         """The statistics so far, as plain numbers."""
@@ -82,11 +98,6 @@ class PonderStatistics(Metric):
         dense = float(self.dense / self.images)
         cost = sum(block["cost"]["mean"] for block in blocks if block["cost"]) if adaptive else None
         return {"flops": flops, "dense_flops": dense, "share": flops["mean"] / dense, "cost": cost, "blocks": blocks}
-
-
-def _sums(values: Tensor) -> Tensor:
-    values = values.detach().double()
-    return torch.stack([values.sum(), values.square().sum()])
 
 
 def _mean_std(sums: Tensor, count: Tensor) -> dict[str, float]:
