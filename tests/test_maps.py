@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sact import maps
+from sact import drawing, maps
 from sact.errors import InputError
 
 DARKEST, BRIGHTEST = (0x00, 0x00, 0x04), (0xFC, 0xFF, 0xA4)
@@ -211,15 +211,15 @@ def test_color_bar_runs_from_low_to_high() -> None:
 
 @pytest.mark.parametrize("low, high", [(4.2, 21.7), (0, 1), (1, 1), (-3, 1e6), (1.001, 1.004), (0, 1e-7)])
 def test_ticks_hold_both_ends_and_increase(low: float, high: float) -> None:
-    span = maps._value_range([], low, high)
-    ticks = maps._tick_texts(span, 300, lambda text: 8.0 * len(text))
+    span = drawing.value_range([], low, high)
+    ticks = drawing.tick_texts(span, 300, lambda text: 8.0 * len(text))
     values = [value for value, _ in ticks]
     assert (values[0], values[-1]) == span and values == sorted(set(values)) and len(values) <= 7
     assert all(float(text) == pytest.approx(value, abs=0.06 * (span[1] - span[0])) for value, text in ticks)
 
 
 def test_tick_values_have_a_decimal_where_the_range_needs_it() -> None:
-    assert [text for _, text in maps._tick_texts((4.2, 21.7), 300, lambda _: 20.0)] == ["4.2", "10", "15", "21.7"]
+    assert [text for _, text in drawing.tick_texts((4.2, 21.7), 300, lambda _: 20.0)] == ["4.2", "10", "15", "21.7"]
 
 
 def test_bad_color_bars_are_refused() -> None:
@@ -234,7 +234,7 @@ def test_bad_color_bars_are_refused() -> None:
 def test_figure_has_readable_panels_at_any_size(height: int, width: int) -> None:
     image = np.full((height, width, 3), 128, np.uint8)
     picture = maps.figure(image, np.arange(1.0, 1 + height * width).reshape(height, width), "a title", "a caption")
-    panel = maps._resize_to_panel(Image.fromarray(image), maps._panel_side(Image.fromarray(image), 640))
+    panel = drawing.resize_to_panel(Image.fromarray(image), drawing.panel_side(Image.fromarray(image), 640))
     assert 224 <= max(panel.size) <= 640
     assert picture.width > 3 * panel.width and picture.height > panel.height
     assert picture.getpixel((0, 0)) == WHITE

@@ -9,44 +9,40 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from .drawing import (
+    FAINT_INK,
+    LARGEST_BLOCK_PANEL,
+    LARGEST_PANEL,
+    PAPER,
+    FloatMap,
+    Span,
+    draw_text,
+    horizontal_bar,
+    on_page,
+    padded,
+    panel_side,
+    resize_to_panel,
+    side_by_side,
+    stacked,
+    text_size,
+    to_colors,
+    to_relative,
+    value_range,
+    vertical_bar,
+)
 from .errors import InputError
 from .files import replacing
 
 ImageLike: TypeAlias = "Image.Image | NDArray[np.uint8]"
-FloatMap: TypeAlias = NDArray[np.float64]
 
-# Inferno, by Nathaniel Smith and Stefan van der Walt (CC0), at every sixteenth: perceptually uniform, dark for little.
-_ANCHORS = (
-    "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
-    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
-)
-_PAPER = (255, 255, 255)
-_INK = (32, 33, 36)
-_FAINT_INK = (95, 99, 104)
-# Longer side of a panel in pixels: below the first number it is enlarged to the second, above the third reduced to it.
-_ENLARGE_BELOW, _ENLARGED, _LARGEST = 224, 288, 640
-_LARGEST_BLOCK_PANEL = 384
-# Up to this side an image is enlarged without smoothing, which would only blur its few pixels.
-_PIXEL_ART = 48
 _ALPHA = 0.7
-
-
-def _color_table() -> NDArray[np.uint8]:
-    anchors = np.array([list(bytes.fromhex(code)) for code in _ANCHORS.split()], dtype=np.float64)
-    at = np.linspace(0, len(anchors) - 1, 256)
-    channels = [np.interp(at, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
-
-
-_TABLE = _color_table()
 
 
 def colorize(map: ArrayLike, low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
@@ -65,7 +61,7 @@ def colorize(map: ArrayLike, low: float | None = None, high: float | None = None
         InputError: the map is not a finite, non-empty array of rank 2, or low is above high.
     """
     values = _as_map(map)
-    return _colors(_relative(values, *_value_range([values], low, high)))
+    return to_colors(to_relative(values, value_range([values], low, high)))
 
 
 def overlay(
@@ -90,7 +86,7 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; give a number from 0 to 1")
     picture, values = _as_pair(image, map)
-    return _overlay(picture, values, _value_range([values], low, high), alpha)
+    return _overlay(picture, values, value_range([values], low, high), alpha)
 
 
 def color_bar(
@@ -118,8 +114,8 @@ def color_bar(
     length = height if height is not None else 256 if width is None else width
     if length < 96:
         raise InputError(f"a colour bar of {length} pixels has no room for its tick values; give at least 96")
-    span = _value_range([], low, high)
-    return _horizontal_bar(span, length, label) if height is None else _vertical_bar(span, length, label)
+    span = value_range([], low, high)
+    return horizontal_bar(span, length, label) if height is None else vertical_bar(span, length, label)
 
 
 def figure(
@@ -148,19 +144,19 @@ def figure(
         InputError: as for `overlay`.
     """
     picture, values = _as_pair(image, map)
-    span = _value_range([values], low, high)
-    picture = _resize_to_panel(picture, _panel_side(picture, _LARGEST))
-    size = _text_size(picture.width)
+    span = value_range([values], low, high)
+    picture = resize_to_panel(picture, panel_side(picture, LARGEST_PANEL))
+    size = text_size(picture.width)
     panels = {
         "image": picture,
         "ponder map": _map_panel(values, picture.size, span),
         "overlay": _overlay(picture, values, span),
     }
     columns = [
-        _stack([_text(name, size, picture.width, _FAINT_INK), panel], size // 2) for name, panel in panels.items()
+        stacked([draw_text(name, size, picture.width, FAINT_INK), panel], size // 2) for name, panel in panels.items()
     ]
-    bar = _stack([_text(" ", size, 0), _vertical_bar(span, picture.height, "ponder cost", size)], size // 2)
-    return _page(_row([*columns, bar], size), title, caption, size)
+    bar = stacked([draw_text(" ", size, 0), vertical_bar(span, picture.height, "ponder cost", size)], size // 2)
+    return on_page(side_by_side([*columns, bar], size), title, caption, size)
 
 
 def block_figure(
@@ -189,16 +185,16 @@ def block_figure(
     if not len(maps) or len(names) != len(maps):
         raise InputError(f"{len(maps)} maps and {len(names)} names; give at least one map and one name for each")
     blocks = [_as_pair(image, map)[1] for map in maps]
-    picture = _resize_to_panel(_as_image(image), _panel_side(_as_image(image), _LARGEST_BLOCK_PANEL))
-    size = _text_size(picture.width)
+    picture = resize_to_panel(_as_image(image), panel_side(_as_image(image), LARGEST_BLOCK_PANEL))
+    size = text_size(picture.width)
     gap = size // 2
-    columns = [_stack([_text("image", size, picture.width, _FAINT_INK), picture], gap)]
+    columns = [stacked([draw_text("image", size, picture.width, FAINT_INK), picture], gap)]
     for name, values in zip(names, blocks, strict=True):
-        span = _value_range([values], None, None)
+        span = value_range([values], None, None)
         panel = _map_panel(values, picture.size, span)
-        bar = _horizontal_bar(span, picture.width, "", size)
-        columns.append(_stack([_text(name, size, picture.width, _FAINT_INK), panel, bar], gap))
-    return _page(_row(columns, size), title, caption, size)
+        bar = horizontal_bar(span, picture.width, "", size)
+        columns.append(stacked([draw_text(name, size, picture.width, FAINT_INK), panel, bar], gap))
+    return on_page(side_by_side(columns, size), title, caption, size)
 
 
 def contact_sheet(
@@ -235,16 +231,16 @@ def contact_sheet(
     if not panels or set(panels) - {"image", "map", "overlay"}:
         raise InputError(f'panels is {tuple(panels)}; give one or more of "image", "map" and "overlay"')
     pairs = [_as_pair(image, map) for image, map, _ in items]
-    span = _value_range([values for _, values in pairs], low, high)
-    size = _text_size(panel_size)
+    span = value_range([values for _, values in pairs], low, high)
+    size = text_size(panel_size)
     cells = [
         _cell(picture, values, caption, span, panels, panel_size, size)
         for (picture, values), (_, _, caption) in zip(pairs, items, strict=True)
     ]
-    rows = [_row(_same_height(cells[at : at + columns]), size + 4) for at in range(0, len(cells), columns)]
-    grid = _stack(rows, size)
-    bar = _horizontal_bar(span, min(grid.width, 360), "ponder cost", size)
-    return _page(_stack([grid, bar], size), title, "", size)
+    rows = [side_by_side(cells[at : at + columns], size + 4) for at in range(0, len(cells), columns)]
+    grid = stacked(rows, size)
+    bar = horizontal_bar(span, min(grid.width, 360), "ponder cost", size)
+    return on_page(stacked([grid, bar], size), title, "", size)
 
 
 def softmax_map(map: ArrayLike, temperature: float = 0.2, rescale: bool = False) -> FloatMap:
@@ -373,7 +369,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     try:
         if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
             return image.convert("RGB")
-        paper = Image.new("RGBA", image.size, (*_PAPER, 255))
+        paper = Image.new("RGBA", image.size, (*PAPER, 255))
         return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
     except OSError as error:
         raise InputError(f"the image cannot be decoded ({error}); give a complete file") from error
@@ -393,32 +389,6 @@ def _check_fits(values: FloatMap, width: int, height: int, what: str) -> None:
         )
 
 
-def _value_range(maps: Sequence[FloatMap], low: float | None, high: float | None) -> tuple[float, float]:
-    given = [bound for bound in (low, high) if bound is not None]
-    if not all(math.isfinite(bound) for bound in given) or (len(given) == 2 and given[0] > given[1]):
-        raise InputError(f"the range is from low={low} to high={high}; give finite numbers with low <= high")
-    least = low if low is not None else min(float(values.min()) for values in maps)
-    most = high if high is not None else max(float(values.max()) for values in maps)
-    if low is None:
-        least = min(least, most)
-    most = max(least, most)
-    # A range of float32 rounding errors counts as constant too: stretched over the whole scale it would show noise.
-    magnitude = max(abs(least), abs(most))
-    if most - least > 1e-6 * magnitude:
-        return least, most
-    margin = max(0.5, 1e-6 * magnitude)
-    return least - margin, most + margin
-
-
-def _relative(values: FloatMap, low: float, high: float) -> FloatMap:
-    relative: FloatMap = np.clip((values - low) / (high - low), 0, 1)
-    return relative
-
-
-def _colors(relative: FloatMap) -> NDArray[np.uint8]:
-    return _TABLE[np.rint(relative * 255).astype(np.intp)]
-
-
 def _resize(values: FloatMap, height: int, width: int) -> FloatMap:
     rows = np.arange(height) * values.shape[0] // height
     columns = np.arange(width) * values.shape[1] // width
@@ -426,8 +396,8 @@ def _resize(values: FloatMap, height: int, width: int) -> FloatMap:
     return resized
 
 
-def _overlay(picture: Image.Image, values: FloatMap, span: tuple[float, float], alpha: float = _ALPHA) -> Image.Image:
-    relative = _resize(_relative(values, *span), picture.height, picture.width)
+def _overlay(picture: Image.Image, values: FloatMap, span: Span, alpha: float = _ALPHA) -> Image.Image:
+    relative = _resize(to_relative(values, span), picture.height, picture.width)
     spent = relative[..., None]
     # The square root lifts the middle of the range, where the picture would be too dark and the tint too weak to see.
     lifted = np.sqrt(spent)
@@ -435,197 +405,29 @@ def _overlay(picture: Image.Image, values: FloatMap, span: tuple[float, float], 
     grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None]
     toned = (0.35 + 0.65 * lifted) * (grey + spent * (pixels - grey))
     # Shading the colour by the picture's brightness keeps its detail under a strong tint.
-    shaded = _colors(relative) * (0.4 + 0.6 * grey / 255)
+    shaded = to_colors(relative) * (0.4 + 0.6 * grey / 255)
     return Image.fromarray(np.rint(toned + alpha * lifted * (shaded - toned)).astype(np.uint8))
 
 
-def _map_panel(values: FloatMap, size: tuple[int, int], span: tuple[float, float]) -> Image.Image:
-    return Image.fromarray(_colors(_relative(_resize(values, size[1], size[0]), *span)))
-
-
-def _panel_side(picture: Image.Image, largest: int) -> int:
-    longer = max(picture.size)
-    return _ENLARGED if longer < _ENLARGE_BELOW else min(longer, largest)
-
-
-def _resize_to_panel(picture: Image.Image, side: int) -> Image.Image:
-    """Bring the longer side to `side`; tiny images keep their pixels as squares."""
-    longer = max(picture.size)
-    if longer == side:
-        return picture
-    size = (max(1, round(picture.width * side / longer)), max(1, round(picture.height * side / longer)))
-    resample = Image.Resampling.NEAREST if longer <= _PIXEL_ART else Image.Resampling.LANCZOS
-    return picture.resize(size, resample)
+def _map_panel(values: FloatMap, size: tuple[int, int], span: Span) -> Image.Image:
+    return Image.fromarray(to_colors(to_relative(_resize(values, size[1], size[0]), span)))
 
 
 def _cell(
     picture: Image.Image,
     values: FloatMap,
     caption: str,
-    span: tuple[float, float],
+    span: Span,
     panels: Sequence[str],
     panel_size: int,
-    text_size: int,
+    letters: int,
 ) -> Image.Image:
-    picture = _resize_to_panel(picture, panel_size)
+    picture = resize_to_panel(picture, panel_size)
     make: dict[str, Callable[[], Image.Image]] = {
         "image": lambda: picture,
         "map": lambda: _map_panel(values, picture.size, span),
         "overlay": lambda: _overlay(picture, values, span),
     }
-    row = _row([make[panel]() for panel in panels], 3)
-    cell = Image.new("RGB", (panel_size * len(panels) + 3 * (len(panels) - 1), row.height), _PAPER)
-    cell.paste(row, (0, 0))
-    return _stack([cell, _text(caption, text_size, cell.width)], text_size // 2) if caption else cell
-
-
-def _same_height(cells: Sequence[Image.Image]) -> list[Image.Image]:
-    height = max(cell.height for cell in cells)
-    padded = []
-    for cell in cells:
-        canvas = Image.new("RGB", (cell.width, height), _PAPER)
-        canvas.paste(cell, (0, 0))
-        padded.append(canvas)
-    return padded
-
-
-def _horizontal_bar(span: tuple[float, float], width: int, label: str, size: int = 14) -> Image.Image:
-    thickness, line = max(10, size * 3 // 4), _line_height(size)
-    top = line + size // 4 if label else 0
-    bar = Image.new("RGB", (width, top + thickness + size // 3 + line), _PAPER)
-    draw = ImageDraw.Draw(bar)
-    if label:
-        bar.paste(_text(label, size, width, _FAINT_INK), (0, 0))
-    colors = _TABLE[np.rint(np.linspace(0, 255, width)).astype(np.intp)]
-    bar.paste(Image.fromarray(np.repeat(colors[None], thickness, axis=0)), (0, top))
-    for value, text in _tick_texts(span, width, lambda text: _width(text, size) + size):
-        x = (value - span[0]) / (span[1] - span[0]) * (width - 1)
-        written = _text(text, size, width)
-        if value not in span:
-            draw.line((x, top + thickness, x, top + thickness + size // 4), _FAINT_INK)
-        bar.paste(
-            written, (round(min(max(x - written.width / 2, 0), width - written.width)), top + thickness + size // 3)
-        )
-    return bar
-
-
-def _vertical_bar(span: tuple[float, float], height: int, label: str, size: int = 14) -> Image.Image:
-    thickness, line = max(10, size * 3 // 4), _line_height(size)
-    texts = _tick_texts(span, height, lambda _: 1.6 * line)
-    ticks_end = thickness + size // 3
-    text_end = ticks_end + size // 4 + max(_width(text, size) for _, text in texts)
-    upright = _text(label, size, height, _FAINT_INK).rotate(90, expand=True)
-    bar = Image.new("RGB", (text_end + (size // 3 + upright.width if label else 0), height), _PAPER)
-    draw = ImageDraw.Draw(bar)
-    colors = _TABLE[np.rint(np.linspace(255, 0, height)).astype(np.intp)]
-    bar.paste(Image.fromarray(np.repeat(colors[:, None], thickness, axis=1)), (0, 0))
-    for value, text in texts:
-        y = (span[1] - value) / (span[1] - span[0]) * (height - 1)
-        if value not in span:
-            draw.line((thickness, y, ticks_end, y), _FAINT_INK)
-        # The ends are moved inwards by less than half a line, so that capitals touch the ends of the bar.
-        at = min(max(y - line / 2, -0.15 * size), height - line + 0.15 * size)
-        bar.paste(_text(text, size, text_end), (ticks_end + size // 4, round(at)))
-    if label:
-        bar.paste(upright, (text_end + size // 3, (height - upright.height) // 2))
-    return bar
-
-
-def _tick_texts(span: tuple[float, float], length: int, room: Callable[[str], float]) -> list[tuple[float, str]]:
-    """Both ends, and between them the round values that leave `room` pixels around each text."""
-    low, high = span
-    step = 10.0 ** math.floor(math.log10((high - low) / 2))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)
-    magnitude = math.floor(math.log10(high - low))
-    decimals = max(int(magnitude < 2), 1 - magnitude)
-    written = [(value, f"{value:.{decimals}f}") for value in (low, high)]
-    per_value = (length - 1) / (high - low)
-    inner = []
-    for count in range(math.ceil(low / step), math.floor(high / step) + 1):
-        value, text = count * step, f"{count * step:.{max(0, -math.floor(math.log10(step)))}f}"
-        if all(abs(value - end) * per_value >= room(text) + 0.5 * room(end_text) for end, end_text in written):
-            inner.append((value, text))
-    return [written[0], *inner, written[1]]
-
-
-# Text is drawn three times as large and reduced: at its own size the hinting of small letters spoils their spacing.
-_OVERSAMPLE = 3
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=_OVERSAMPLE * size)
-
-
-def _text_size(panel_width: int) -> int:
-    return min(max(round(panel_width / 22), 14), 20)
-
-
-def _line_height(size: int) -> int:
-    return math.ceil(1.25 * size)
-
-
-def _width(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text) / _OVERSAMPLE)
-
-
-def _text(text: str, size: int, width: int, ink: tuple[int, int, int] = _INK) -> Image.Image:
-    """Text on white, broken into lines of at most `width` pixels; a word that is too long ends in dots."""
-    lines = [line for paragraph in text.splitlines() or [""] for line in _wrap(paragraph, size, width)]
-    shape = (max(1, *(_width(line, size) for line in lines), 1), len(lines) * _line_height(size))
-    letters = Image.new("L", (shape[0] * _OVERSAMPLE, shape[1] * _OVERSAMPLE))
-    draw = ImageDraw.Draw(letters)
-    for number, line in enumerate(lines):
-        draw.text((0, number * _line_height(size) * _OVERSAMPLE), line, 255, _font(size))
-    canvas = Image.new("RGB", shape, _PAPER)
-    canvas.paste(ink, (0, 0), letters.resize(shape, Image.Resampling.LANCZOS))
-    return canvas
-
-
-def _wrap(paragraph: str, size: int, width: int) -> list[str]:
-    lines = [""]
-    for word in paragraph.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _width(longer, size) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [_shorten(line, size, width) for line in lines]
-
-
-def _shorten(line: str, size: int, width: int) -> str:
-    if _width(line, size) <= width:
-        return line
-    while line and _width(line + "...", size) > width:
-        line = line[:-1]
-    return line + "..."
-
-
-def _row(images: Sequence[Image.Image], gap: int) -> Image.Image:
-    size = (sum(image.width for image in images) + gap * (len(images) - 1), max(image.height for image in images))
-    canvas, x = Image.new("RGB", size, _PAPER), 0
-    for image in images:
-        canvas.paste(image, (x, 0))
-        x += image.width + gap
-    return canvas
-
-
-def _stack(images: Sequence[Image.Image], gap: int) -> Image.Image:
-    size = (max(image.width for image in images), sum(image.height for image in images) + gap * (len(images) - 1))
-    canvas, y = Image.new("RGB", size, _PAPER), 0
-    for image in images:
-        canvas.paste(image, (0, y))
-        y += image.height + gap
-    return canvas
-
-
-def _page(body: Image.Image, title: str, caption: str, size: int) -> Image.Image:
-    parts = [_text(title, round(1.3 * size), body.width)] if title else []
-    parts.append(body)
-    if caption:
-        parts.append(_text(caption, size, body.width, _FAINT_INK))
-    content = _stack(parts, size)
-    margin = round(1.6 * size)
-    page = Image.new("RGB", (content.width + 2 * margin, content.height + 2 * margin), _PAPER)
-    page.paste(content, (margin, margin))
-    return page
+    row = side_by_side([make[panel]() for panel in panels], 3)
+    cell = padded(row, panel_size * len(panels) + 3 * (len(panels) - 1), row.height)
+    return stacked([cell, draw_text(caption, letters, cell.width)], letters // 2) if caption else cell
