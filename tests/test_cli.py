@@ -511,7 +511,7 @@ def test_a_network_that_remembers_no_data(run: Sact, make_model, tmp_path: Path)
         ({"network": 3}, "no description"),
         ({"format": 7}, "format 7"),
         ({"metadata": [1]}, "metadata"),
-        ({"preprocessing": {"name": "x"}}, "Unknown preprocessing 'x'"),
+        ({"preprocessing": {"name": "x"}}, "unknown preprocessing 'x'"),
     ],
     ids=str,
 )

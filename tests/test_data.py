@@ -199,7 +199,7 @@ def test_index_out_of_range(folders: tuple[Path, Path]) -> None:
 
 
 def test_too_few_photographs(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Only 0 photographs"):
+    with pytest.raises(InputError, match="only 0 photographs"):
         Scenes(backgrounds=tmp_path, items=folders[1])
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sact.errors import InputError
+from .errors import InputError
 
 ImageLike = Union[Image.Image, str, "os.PathLike[str]", np.ndarray]
 
@@ -62,34 +62,34 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
     """
     file = Path(path)
     if not file.exists():
-        raise InputError(f"There is no image file {str(file)!r}; check the path.")
+        raise InputError(f"there is no image file {str(file)!r}; check the path")
     if not file.is_file():
-        raise InputError(f"{str(file)!r} is not a file; give the path of one JPEG, PNG or WebP image.")
+        raise InputError(f"{str(file)!r} is not a file; give the path of one JPEG, PNG or WebP image")
     try:
         if file.stat().st_size == 0:
-            raise InputError(f"The image file {str(file)!r} is empty (0 bytes); write or download it again.")
+            raise InputError(f"the image file {str(file)!r} is empty (0 bytes); write or download it again")
         with warnings.catch_warnings():
             # Pillow warns above its own limit; ours is checked right below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=("JPEG", "PNG", "WEBP"))
     except Image.DecompressionBombError as error:
-        raise InputError(f"The image {str(file)!r} is too large to decode safely ({error}); scale it down.") from error
+        raise InputError(f"the image {str(file)!r} is too large to decode safely ({error}); scale it down") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(
-            f"{str(file)!r} is not a readable JPEG, PNG or WebP image; convert it to one of these."
+            f"{str(file)!r} is not a readable JPEG, PNG or WebP image; convert it to one of these"
         ) from error
     except InputError:
         raise
     except _DAMAGE as error:
         raise InputError(
-            f"The image file {str(file)!r} cannot be opened ({error}); check that it is readable."
+            f"the image file {str(file)!r} cannot be opened ({error}); check that it is readable"
         ) from error
     with image:
         width, height = image.size
         if width * height > max_pixels:
             raise InputError(
-                f"The image {str(file)!r} has {width}x{height} = {width * height} pixels, more than the limit of "
-                f"{max_pixels}; scale it down or raise max_pixels."
+                f"the image {str(file)!r} has {width}x{height} = {width * height} pixels, more than the limit of "
+                f"{max_pixels}; scale it down or raise max_pixels"
             )
         try:
             if min_side is not None:
@@ -98,7 +98,7 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
             return _to_rgb(_upright(image))
         except _DAMAGE as error:
             raise InputError(
-                f"The image file {str(file)!r} is damaged or truncated ({error}); write or download it again."
+                f"the image file {str(file)!r} is damaged or truncated ({error}); write or download it again"
             ) from error
 
 
@@ -242,18 +242,18 @@ def list_preprocessing() -> list[str]:
 def _resolve(spec: Mapping[str, Any]) -> tuple[_Preprocessing, int]:
     if not isinstance(spec, Mapping):
         raise InputError(
-            f'A preprocessing specification is a dict such as {{"name": "scenes", "size": 96}}, not {spec!r}.'
+            f'a preprocessing specification is a dict such as {{"name": "scenes", "size": 96}}, not {spec!r}'
         )
     unknown = sorted(str(key) for key in spec if key not in ("name", "size"))
     if unknown:
-        raise InputError(f"The preprocessing specification has unknown keys {unknown}; it may have 'name' and 'size'.")
+        raise InputError(f"the preprocessing specification has unknown keys {unknown}; it may have 'name' and 'size'")
     name = spec.get("name")
     if not isinstance(name, str) or name not in _BY_NAME:
-        raise InputError(f"Unknown preprocessing {name!r}; choose one of {', '.join(list_preprocessing())}.")
+        raise InputError(f"unknown preprocessing {name!r}; choose one of {', '.join(list_preprocessing())}")
     chosen = _BY_NAME[name]
     size = spec.get("size", chosen.size)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 16384:
-        raise InputError(f"The preprocessing size must be an integer from 1 to 16384, not {size!r}.")
+        raise InputError(f"the preprocessing size must be an integer from 1 to 16384, not {size!r}")
     return chosen, size
 
 
@@ -263,13 +263,13 @@ def _as_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise InputError(
-                f"An image array must be uint8 of shape [H, W, 3] with H, W > 0, not {image.dtype} of shape "
-                f"{list(image.shape)}; convert it first."
+                f"an image array must be uint8 of shape [H, W, 3] with H, W > 0, not {image.dtype} of shape "
+                f"{list(image.shape)}; convert it first"
             )
         return Image.fromarray(np.ascontiguousarray(image))
     if isinstance(image, (str, os.PathLike)):
         return open_image(image)
-    raise InputError(f"An image must be a PIL image, a path or a uint8 array [H, W, 3], not {type(image).__name__}.")
+    raise InputError(f"an image must be a PIL image, a path or a uint8 array [H, W, 3], not {type(image).__name__}")
 
 
 def preprocess(image: ImageLike, spec: Mapping[str, Any]) -> Tensor:

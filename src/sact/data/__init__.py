@@ -9,11 +9,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from sact.data.fashion_mnist import FashionMNIST
-from sact.data.folders import CIFAR10, ImageNet
-from sact.data.photographs import find_photographs
-from sact.data.scenes import Scenes
-from sact.errors import InputError
+from ..errors import InputError
+from .fashion_mnist import FashionMNIST
+from .folders import CIFAR10, ImageNet
+from .photographs import find_photographs
+from .scenes import Scenes
 
 __all__ = ["CIFAR10", "FashionMNIST", "ImageNet", "Scenes", "create_dataset", "find_photographs", "list_datasets"]
 
@@ -62,13 +62,13 @@ def create_dataset(
         MissingExtraError: the data set needs torchvision, which is not installed.
     """
     if name not in _BY_NAME:
-        raise InputError(f"Unknown data set {name!r}; choose one of {', '.join(list_datasets())}.")
+        raise InputError(f"unknown data set {name!r}; choose one of {', '.join(list_datasets())}")
     make = _BY_NAME[name]
     known = set(inspect.signature(make).parameters) - {"split", "size", "length", "seed", "train", "folder"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(
-            f"The data set {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}."
+            f"the data set {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}"
         )
     if size is not None:
         options["size"] = size

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sact.data.cache import cache_dir
-from sact.errors import InputError, SactError, require
-from sact.preprocessing import to_unit_tensor
+from ..errors import InputError, SactError, require
+from ..preprocessing import to_unit_tensor
+from .cache import cache_dir
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = (
@@ -55,7 +55,7 @@ def find_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Path:
         if not _complete(given):
             raise InputError(
                 f"{str(given)!r} does not have the four Fashion-MNIST files (train-images-idx3-ubyte.gz and so on); "
-                "give the folder that has them, or none to use Debian's dataset-fashion-mnist or download it."
+                "give the folder that has them, or none to use Debian's dataset-fashion-mnist or download it"
             )
         return given
     cached = cache_dir() / "fashion-mnist"
@@ -69,7 +69,7 @@ def find_fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Path:
     except (SactError, RuntimeError, OSError) as error:
         raise InputError(
             f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}); install it with: apt install "
-            "dataset-fashion-mnist, or give the folder of its four files."
+            "dataset-fashion-mnist, or give the folder of its four files"
         ) from error
     return downloaded
 
@@ -86,11 +86,11 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); download it again.") from error
+        raise InputError(f"{str(path)!r} cannot be read ({error}); download it again") from error
     dims = data[3] if len(data) >= 4 and data[:3] == b"\0\0\x08" else 0
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dims, 4)) if len(data) >= 4 + 4 * dims else ()
     if not shape or len(data) != 4 + 4 * dims + int(np.prod(shape)):
-        raise InputError(f"{str(path)!r} is not a complete idx file of bytes; download it again.")
+        raise InputError(f"{str(path)!r} is not a complete idx file of bytes; download it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
@@ -99,8 +99,7 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = (read_idx(_file(folder, part, kind) or folder) for kind in ("images", "labels"))
     if images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or labels.shape != images.shape[:1] or labels.max() > 9:
         raise InputError(
-            f"The files {part}-* in {str(folder)!r} are not Fashion-MNIST: "
-            f"images {images.shape}, labels {labels.shape}."
+            f"the files {part}-* in {str(folder)!r} are not Fashion-MNIST: images {images.shape}, labels {labels.shape}"
         )
     return images, labels
 
@@ -119,7 +118,7 @@ def load_items(split: str, folder: str | os.PathLike[str] | None = None) -> tupl
         InputError: unknown split, or the files cannot be had.
     """
     if split not in ("train", "val", "test"):
-        raise InputError(f"Unknown split {split!r}; choose one of train, val, test.")
+        raise InputError(f"unknown split {split!r}; choose one of train, val, test")
     images, labels = _read(find_fashion_mnist(folder), "t10k" if split == "test" else "train")
     if split == "test":
         return images, labels
@@ -157,11 +156,11 @@ class FashionMNIST(Dataset[tuple[Tensor, int]]):
         train: bool = False,
     ) -> None:
         if size < SIZE:
-            raise InputError(f"The size of Fashion-MNIST pictures must be at least {SIZE}, not {size!r}.")
+            raise InputError(f"the size of Fashion-MNIST pictures must be at least {SIZE}, not {size!r}")
         self.images, self.labels = load_items(split, folder)
         if length is not None:
             if not 1 <= length <= len(self.images):
-                raise InputError(f"length must be from 1 to {len(self.images)} for {split!r}, not {length!r}.")
+                raise InputError(f"length must be from 1 to {len(self.images)} for {split!r}, not {length!r}")
             self.images, self.labels = self.images[:length], self.labels[:length]
         self.size = size
         self.train = train

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sact.data.cache import cache_dir
-from sact.data.fashion_mnist import VAL_ITEMS
-from sact.data.transforms import cifar_training, imagenet_training
-from sact.errors import InputError, require
-from sact.preprocessing import list_preprocessing, open_image, preprocess
+from ..errors import InputError, require
+from ..preprocessing import list_preprocessing, open_image, preprocess
+from .cache import cache_dir
+from .fashion_mnist import VAL_ITEMS
+from .transforms import cifar_training, imagenet_training
 
 IMAGENET_FOLDERS = {"train": ("train",), "val": ("val", "validation"), "test": ("val", "validation", "test")}
 
@@ -48,7 +48,7 @@ def _shortened(count: int, length: int | None) -> int:
     if length is None:
         return count
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= count:
-        raise InputError(f"length must be an integer from 1 to {count}, the number of images, not {length!r}.")
+        raise InputError(f"length must be an integer from 1 to {count}, the number of images, not {length!r}")
     return length
 
 
@@ -81,7 +81,7 @@ class CIFAR10(_Pictures):
         whole: bool = False,
     ) -> None:
         if split not in ("train", "val", "test"):
-            raise InputError(f"Unknown split {split!r}; choose one of train, val, test.")
+            raise InputError(f"unknown split {split!r}; choose one of train, val, test")
         datasets = require("torchvision.datasets", "tasks")
         root = cache_dir() / "cifar10" if folder is None else Path(folder).expanduser()
         try:
@@ -89,7 +89,7 @@ class CIFAR10(_Pictures):
         except (RuntimeError, OSError) as error:
             raise InputError(
                 f"CIFAR-10 is not in {str(root)!r} and cannot be downloaded ({error}); give the folder that has "
-                "cifar-10-batches-py."
+                "cifar-10-batches-py"
             ) from error
         chosen = slice(None)
         if split == "val":
@@ -138,29 +138,29 @@ class ImageNet(_Pictures):
         preprocessing: str = "imagenet_sact",
     ) -> None:
         if split not in IMAGENET_FOLDERS:
-            raise InputError(f"Unknown split {split!r}; choose one of train, val, test.")
+            raise InputError(f"unknown split {split!r}; choose one of train, val, test")
         if label_offset not in (0, 1):
-            raise InputError(f"label_offset must be 0, or 1 where class 0 is background, not {label_offset!r}.")
+            raise InputError(f"label_offset must be 0, or 1 where class 0 is background, not {label_offset!r}")
         if preprocessing not in list_preprocessing():
             raise InputError(
-                f"Unknown preprocessing {preprocessing!r}; choose one of {', '.join(list_preprocessing())}."
+                f"unknown preprocessing {preprocessing!r}; choose one of {', '.join(list_preprocessing())}"
             )
         if folder is None:
             raise InputError(
                 "ImageNet cannot be downloaded; give the folder that has train and val, one folder per class in each "
-                "(data_dir in a recipe, --data-dir on the command line)."
+                "(data_dir in a recipe, --data-dir on the command line)"
             )
         root = Path(folder).expanduser()
         found = [root / name for name in IMAGENET_FOLDERS[split] if (root / name).is_dir()]
         if not found:
             raise InputError(
-                f"{str(root)!r} has no folder {IMAGENET_FOLDERS[split][0]!r}; give the folder that has train and val."
+                f"{str(root)!r} has no folder {IMAGENET_FOLDERS[split][0]!r}; give the folder that has train and val"
             )
         datasets = require("torchvision.datasets", "tasks")
         try:
             stored = datasets.ImageFolder(str(found[0]), is_valid_file=_is_picture)
         except (FileNotFoundError, OSError) as error:
-            raise InputError(f"{str(found[0])!r} does not have one folder of pictures per class ({error}).") from error
+            raise InputError(f"{str(found[0])!r} does not have one folder of pictures per class ({error})") from error
         count = _shortened(len(stored.samples), length)
         # Files are sorted by class: an even spread keeps all classes in a shortened set.
         chosen = [stored.samples[index * len(stored.samples) // count] for index in range(count)]

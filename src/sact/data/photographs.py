@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sact.data.cache import cache_dir
-from sact.errors import InputError
-from sact.files import replacing
-from sact.preprocessing import open_image
+from ..errors import InputError
+from ..files import replacing
+from ..preprocessing import open_image
+from .cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _largest_of_each(root: Path, desktop: bool) -> dict[str, Path]:
     for file in _files(root):
         header = _header(file)
         if header is None:
-            warnings.warn(f"{str(file)!r} is not a readable picture and is left out of the backgrounds.", stacklevel=2)
+            warnings.warn(f"{str(file)!r} is not a readable picture and is left out of the backgrounds", stacklevel=2)
             continue
         width, height, transparent = header
         name = _group(file, root)
@@ -131,7 +131,7 @@ def find_photographs(folder: str | os.PathLike[str] | None = None) -> dict[str, 
     if folder is not None:
         root = Path(folder).expanduser()
         if not root.is_dir():
-            raise InputError(f"There is no folder {str(root)!r} of background pictures; check the path.")
+            raise InputError(f"there is no folder {str(root)!r} of background pictures; check the path")
         found = _largest_of_each(root, desktop=False)
     else:
         found = _skimage_files()
@@ -159,7 +159,7 @@ def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
     try:
         image = open_image(file, min_side=side)
     except InputError as error:
-        warnings.warn(f"Left out of the backgrounds: {error}", stacklevel=2)
+        warnings.warn(f"left out of the backgrounds: {error}", stacklevel=2)
         return np.empty((0, 0, 3), np.uint8)
     scale = side / min(image.size)
     if scale < 1:
@@ -172,7 +172,7 @@ def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
         with replacing(cached) as temporary:
             np.save(temporary, pixels, allow_pickle=False)
     except OSError as error:
-        logger.info("The prepared background %s is not cached: %s", file, error)
+        logger.info("the prepared background %s is not cached: %s", file, error)
     return pixels
 
 
@@ -215,7 +215,7 @@ def split_names(names: list[str]) -> dict[str, list[str]]:
     """
     if len(names) < len(SPLITS):
         raise InputError(
-            f"{len(names)} background pictures cannot be divided into train, val and test; give at least 3."
+            f"{len(names)} background pictures cannot be divided into train, val and test; give at least 3"
         )
     ordered = sorted(names, key=lambda name: (_fraction(name), name))
     by_hash = {
@@ -248,7 +248,7 @@ def _load_all(folder: str | None, side: int) -> dict[str, list[Photograph]]:
     found = [Photograph(name, pixels) for name, pixels in zip(files, arrays, strict=True) if pixels.size]
     found = _without_repeats(found)
     if len(found) < len(SPLITS):
-        raise InputError(f"Only {len(found)} photographs for backgrounds were found {where}, 3 are needed; {remedy}.")
+        raise InputError(f"only {len(found)} photographs for backgrounds were found {where}, 3 are needed; {remedy}")
     by_name = {photograph.name: photograph for photograph in found}
     return {
         split: [by_name[name] for name in names[:MAX_PER_SPLIT]] for split, names in split_names(list(by_name)).items()
@@ -273,5 +273,5 @@ def load_photographs(split: str, folder: str | os.PathLike[str] | None = None, s
         InputError: unknown split, no such folder, or fewer than 3 photographs.
     """
     if split not in SPLITS:
-        raise InputError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     return _load_all(None if folder is None else str(Path(folder).expanduser()), side)[split]

@@ -16,9 +16,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sact.data.fashion_mnist import FASHION_CLASSES, SIZE, load_items
-from sact.data.photographs import SPLITS, load_photographs
-from sact.errors import InputError
+from ..errors import InputError
+from .fashion_mnist import FASHION_CLASSES, SIZE, load_items
+from .photographs import SPLITS, load_photographs
 
 MIN_SIZE = 32
 DEFAULT_SCALE = (0.25, 0.6)
@@ -140,19 +140,19 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
         scale: tuple[float, float] = DEFAULT_SCALE,
     ) -> None:
         if split not in SPLITS:
-            raise InputError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+            raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         if isinstance(size, bool) or not isinstance(size, int) or not MIN_SIZE <= size <= 4096:
-            raise InputError(f"The size of scenes must be an integer from {MIN_SIZE} to 4096, not {size!r}.")
+            raise InputError(f"the size of scenes must be an integer from {MIN_SIZE} to 4096, not {size!r}")
         if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-            raise InputError(f"length must be a positive integer or None, not {length!r}.")
+            raise InputError(f"length must be a positive integer or None, not {length!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed must be a non-negative integer, not {seed!r}.")
+            raise InputError(f"seed must be a non-negative integer, not {seed!r}")
         try:
             low, high = map(float, scale)
         except (TypeError, ValueError):
-            raise InputError(f"scale must be two fractions, least and greatest, not {scale!r}.") from None
+            raise InputError(f"scale must be two fractions, least and greatest, not {scale!r}") from None
         if not 0.05 <= low <= high <= 1.0:
-            raise InputError(f"scale must be two fractions with 0.05 <= least <= greatest <= 1, not {scale!r}.")
+            raise InputError(f"scale must be two fractions with 0.05 <= least <= greatest <= 1, not {scale!r}")
         self.split, self.size, self.seed, self.scale = split, size, seed, (low, high)
         self._items, self._cuts, self._labels = _load_cut_items(split, None if items is None else os.fspath(items))
         self.photographs, self._pyramids = _load_pyramids(
@@ -171,7 +171,7 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
         if not -self.length <= index < self.length:
             # Plain iteration over a data set ends with this exception.
-            raise IndexError(f"Scene {index} of {self.length}.")
+            raise IndexError(f"scene {index} of {self.length}")
         index = index % self.length
         item = int(self._order[index % len(self._order)])
         # All random numbers are drawn here, as fractions, whatever the size.

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from sact.errors import InputError, require
-from sact.preprocessing import scale_to_symmetric, standardise_image, standardise_imagenet
+from ..errors import InputError, require
+from ..preprocessing import scale_to_symmetric, standardise_image, standardise_imagenet
 
 
 def _checked_size(size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:
-        raise InputError(f"The training image size must be an integer of at least 8, not {size!r}.")
+        raise InputError(f"the training image size must be an integer of at least 8, not {size!r}")
     return size
 
 
