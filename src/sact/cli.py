@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .errors import InputError, SactError, require
+from .models.network import MIN_SIZE
 
 if TYPE_CHECKING:
     from .models import Network
@@ -322,6 +323,6 @@ def _size(text: str) -> tuple[int, int]:
         height, width = sides * 2 if len(sides) == 1 else sides
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}" is not a size like 224 or 480x640') from None
-    if min(height, width) < 32:
-        raise argparse.ArgumentTypeError(f'"{text}" is too small: both sides must be at least 32')
+    if min(height, width) < MIN_SIZE:
+        raise argparse.ArgumentTypeError(f'"{text}" is too small: both sides must be at least {MIN_SIZE}')
     return height, width

@@ -18,9 +18,7 @@ from .files import replacing
 from .maps import block_figure, contact_sheet, figure, save_png
 from .models import Network
 from .ponder import Ponder
-from .preprocessing import display_image, open_image, preprocess
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from .preprocessing import IMAGE_SUFFIXES, display_image, is_image, open_image, preprocess
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,7 @@ def predict(
             "this network does not say how images are prepared for it; set model.preprocessing, for instance to "
             '{"name": "imagenet_sact", "size": 224} (see sact.list_preprocessing())'
         )
-    if network.config.features_only:
-        raise InputError("this network returns features, not classes; create it with features_only=False")
+    network.check_classifies()
     if network.training:
         raise InputError("this network is in training mode, in which norms depend on the batch; call model.eval()")
     picture = image if isinstance(image, Image.Image) else open_image(image)
@@ -120,9 +117,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+            inside = sorted(entry for entry in path.iterdir() if is_image(entry))
             if not inside:
-                raise InputError(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
+                raise InputError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
         elif path.exists():
             found.append(path)

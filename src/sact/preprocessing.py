@@ -24,6 +24,8 @@ from .errors import InputError
 
 ImageLike = Union[Image.Image, str, "os.PathLike[str]", np.ndarray]
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 150_000_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +42,11 @@ _DAMAGE = (
     zlib.error,
     MemoryError,
 )
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name ends like that of an image that `open_image` reads."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
@@ -71,7 +78,7 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
         with warnings.catch_warnings():
             # Pillow warns above its own limit; ours is checked right below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=("JPEG", "PNG", "WEBP"))
+            image = Image.open(file, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"the image {str(file)!r} is too large to decode safely ({error}); scale it down") from error
     except Image.UnidentifiedImageError as error:
@@ -157,6 +164,11 @@ def resize_legacy_bilinear(image: Tensor, height: int, width: int) -> Tensor:
 def to_unit_tensor(image: Image.Image) -> Tensor:
     """[3, H, W] float32 in [0, 1] of an RGB picture."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255.0)
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """[0, 1] to 0..255 in uint8, rounded; of the same shape."""
+    return pixels.mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _resize_short_side(image: Image.Image, side: int) -> Image.Image:
@@ -313,5 +325,5 @@ def display_image(image: ImageLike, spec: Mapping[str, Any]) -> Image.Image:
         InputError: as in `preprocess`.
     """
     chosen, size = _resolve(spec)
-    pixels = chosen.view(_as_picture(image), size).mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
+    pixels = to_bytes(chosen.view(_as_picture(image), size))
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .data import create_dataset, list_datasets
 from .errors import InputError, RecipeError
 from .models import create_model
+from .models.network import MIN_SIZE
 from .scores import Halting
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
@@ -42,7 +43,7 @@ class Recipe(BaseModel):
     data: str
     data_dir: str | None = None
     data_options: dict[str, Any] = {}
-    image_size: int | None = Field(None, ge=32)
+    image_size: int | None = Field(None, ge=MIN_SIZE)
     train_length: int | None = Field(None, ge=1, description="images per epoch; by default all")
     val_length: int | None = Field(None, ge=1)
     cache: bool = Field(False, description="draw the training images once and keep them as uint8 on disk")

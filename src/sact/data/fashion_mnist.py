@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, SactError, require
-from ..preprocessing import to_unit_tensor
+from ..preprocessing import scale_to_symmetric, to_unit_tensor
 from .cache import cache_dir
+from .splits import check_split, used_length
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = (
@@ -117,8 +118,7 @@ def load_items(split: str, folder: str | os.PathLike[str] | None = None) -> tupl
     Raises:
         InputError: unknown split, or the files cannot be had.
     """
-    if split not in ("train", "val", "test"):
-        raise InputError(f"unknown split {split!r}; choose one of train, val, test")
+    check_split(split)
     images, labels = _read(find_fashion_mnist(folder), "t10k" if split == "test" else "train")
     if split == "test":
         return images, labels
@@ -157,11 +157,9 @@ class FashionMNIST(Dataset[tuple[Tensor, int]]):
     ) -> None:
         if size < SIZE:
             raise InputError(f"the size of Fashion-MNIST pictures must be at least {SIZE}, not {size!r}")
-        self.images, self.labels = load_items(split, folder)
-        if length is not None:
-            if not 1 <= length <= len(self.images):
-                raise InputError(f"length must be from 1 to {len(self.images)} for {split!r}, not {length!r}")
-            self.images, self.labels = self.images[:length], self.labels[:length]
+        images, labels = load_items(split, folder)
+        count = used_length(length, len(images))
+        self.images, self.labels = images[:count], labels[:count]
         self.size = size
         self.train = train
         self.preprocessing = {"name": "scenes", "size": size}
@@ -172,7 +170,7 @@ class FashionMNIST(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = Image.fromarray(self.images[index]).convert("RGB")
         picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        image = to_unit_tensor(picture).mul_(2.0).sub_(1.0)
+        image = scale_to_symmetric(to_unit_tensor(picture))
         if self.train:
             reach = self.size // 16
             dy, dx, flip = (int(torch.randint(n, ())) for n in (2 * reach + 1, 2 * reach + 1, 2))

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, require
-from ..preprocessing import list_preprocessing, open_image, preprocess
+from ..preprocessing import is_image, list_preprocessing, open_image, preprocess
 from .cache import cache_dir
 from .fashion_mnist import VAL_ITEMS
+from .splits import check_split, used_length
 from .transforms import cifar_training, imagenet_training
 
 IMAGENET_FOLDERS = {"train": ("train",), "val": ("val", "validation"), "test": ("val", "validation", "test")}
@@ -42,14 +43,6 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         picture = self._picture(index)
         image = preprocess(picture, self.preprocessing) if self._augment is None else self._augment(picture)
         return image, self._labels[index]
-
-
-def _shortened(count: int, length: int | None) -> int:
-    if length is None:
-        return count
-    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= count:
-        raise InputError(f"length must be an integer from 1 to {count}, the number of images, not {length!r}")
-    return length
 
 
 class CIFAR10(_Pictures):
@@ -80,8 +73,7 @@ class CIFAR10(_Pictures):
         train: bool = False,
         whole: bool = False,
     ) -> None:
-        if split not in ("train", "val", "test"):
-            raise InputError(f"unknown split {split!r}; choose one of train, val, test")
+        check_split(split)
         datasets = require("torchvision.datasets", "tasks")
         root = cache_dir() / "cifar10" if folder is None else Path(folder).expanduser()
         try:
@@ -98,7 +90,7 @@ class CIFAR10(_Pictures):
             chosen = slice(None, -VAL_ITEMS)
         self._images = stored.data[chosen]
         labels = stored.targets[chosen]
-        self._labels = labels[: _shortened(len(labels), length)]
+        self._labels = labels[: used_length(length, len(labels))]
         self.class_names = tuple(stored.classes)
         self.preprocessing = {"name": "cifar_sact", "size": size}
         self._augment = cifar_training(size) if train else None
@@ -137,8 +129,7 @@ class ImageNet(_Pictures):
         label_offset: int = 0,
         preprocessing: str = "imagenet_sact",
     ) -> None:
-        if split not in IMAGENET_FOLDERS:
-            raise InputError(f"unknown split {split!r}; choose one of train, val, test")
+        check_split(split)
         if label_offset not in (0, 1):
             raise InputError(f"label_offset must be 0, or 1 where class 0 is background, not {label_offset!r}")
         if preprocessing not in list_preprocessing():
@@ -158,10 +149,10 @@ class ImageNet(_Pictures):
             )
         datasets = require("torchvision.datasets", "tasks")
         try:
-            stored = datasets.ImageFolder(str(found[0]), is_valid_file=_is_picture)
+            stored = datasets.ImageFolder(str(found[0]), is_valid_file=is_image)
         except (FileNotFoundError, OSError) as error:
             raise InputError(f"{str(found[0])!r} does not have one folder of pictures per class ({error})") from error
-        count = _shortened(len(stored.samples), length)
+        count = used_length(length, len(stored.samples))
         # Files are sorted by class: an even spread keeps all classes in a shortened set.
         chosen = [stored.samples[index * len(stored.samples) // count] for index in range(count)]
         self._files = [path for path, _ in chosen]
@@ -172,7 +163,3 @@ class ImageNet(_Pictures):
 
     def _picture(self, index: int) -> Image.Image:
         return open_image(self._files[index])
-
-
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..files import replacing
+from ..preprocessing import to_bytes
 from .cache import cache_dir
 
 # Images of a file that are drawn again before it is trusted.
@@ -83,7 +84,7 @@ def _agrees(drawn: Drawn, source: Any) -> bool:
         return False
     for index in {len(source) * probe // _PROBES for probe in range(_PROBES)}:
         image, label = source[index][:2]
-        off = np.abs(_to_bytes(image).astype(int) - drawn.images[index])
+        off = np.abs(_as_bytes(image).astype(int) - drawn.images[index])
         if int(drawn.labels[index]) != int(label) or off.max() > 1:  # another machine may round to the other side
             return False
     return True
@@ -96,18 +97,18 @@ def _draw(source: Any, images_path: Path, labels_path: Path) -> None:
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         for index in range(len(source)):
             image, label = source[index][:2]
-            images[index] = _to_bytes(image)
+            images[index] = _as_bytes(image)
             labels[index] = label
         images.flush()
     with replacing(labels_path) as temporary:
         np.save(temporary, labels)
 
 
-def _to_bytes(image: Tensor) -> NDArray[np.uint8]:
+def _as_bytes(image: Tensor) -> NDArray[np.uint8]:
     low, high = float(image.min()), float(image.max())
     if not -1.0 <= low <= high <= 1.0:
         raise InputError(
             f"an image has values from {low:.3g} to {high:.3g}; only images in [-1, 1] can be drawn to disk"
         )
-    pixels: NDArray[np.uint8] = ((image + 1.0) * 127.5).round().to(torch.uint8).numpy()
+    pixels: NDArray[np.uint8] = to_bytes((image + 1.0) / 2.0).numpy()
     return pixels

@@ -19,18 +19,17 @@ from PIL import Image
 
 from ..errors import InputError
 from ..files import replacing
-from ..preprocessing import open_image
+from ..preprocessing import IMAGE_FORMATS, is_image, open_image
 from .cache import cache_dir
+from .splits import SPLITS, check_split
 
 logger = logging.getLogger(__name__)
 
 DESKTOP_FOLDERS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"))
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SIDE = 512
 MIN_DESKTOP_SIDE = 640
 MIN_FOLDER_SIDE = 64
 MAX_PER_SPLIT = 256
-SPLITS = ("train", "val", "test")
 # Shares of train and train + val; the rest is test.
 _TRAIN, _TRAIN_VAL = 0.60, 0.75
 # Colour photographs and natural textures that scikit-image has in its wheel. The microscope and test pictures are left
@@ -61,7 +60,7 @@ def _files(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES):
+            if is_image(name):
                 yield Path(folder) / name
 
 
@@ -77,7 +76,7 @@ def _header(file: Path) -> tuple[int, int, bool] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 return image.width, image.height, image.has_transparency_data
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
@@ -272,6 +271,5 @@ def load_photographs(split: str, folder: str | os.PathLike[str] | None = None, s
     Raises:
         InputError: unknown split, no such folder, or fewer than 3 photographs.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    check_split(split)
     return _load_all(None if folder is None else str(Path(folder).expanduser()), side)[split]

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..models.network import MIN_SIZE
 from .fashion_mnist import FASHION_CLASSES, SIZE, load_items
-from .photographs import SPLITS, load_photographs
+from .photographs import load_photographs
+from .splits import SPLITS, check_split
 
-MIN_SIZE = 32
 DEFAULT_SCALE = (0.25, 0.6)
 # An item is cut out where it is brighter than this, of 255.
 _SUPPORT = 12
@@ -139,8 +140,7 @@ class Scenes(Dataset[tuple[Tensor, int, Tensor]]):
         items: str | os.PathLike[str] | None = None,
         scale: tuple[float, float] = DEFAULT_SCALE,
     ) -> None:
-        if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(split)
         if isinstance(size, bool) or not isinstance(size, int) or not MIN_SIZE <= size <= 4096:
             raise InputError(f"the size of scenes must be an integer from {MIN_SIZE} to 4096, not {size!r}")
         if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):

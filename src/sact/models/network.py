@@ -175,6 +175,11 @@ class Network(nn.Module):
                 "check how they were loaded and scaled"
             )
 
+    def check_classifies(self) -> None:
+        """Raise InputError if this network has no classifier."""
+        if self.classifier is None:
+            raise InputError("this network returns features, not classes; create it with features_only=False")
+
     def score_parameters(self) -> list[nn.Parameter]:
         """The parameters of the score heads."""
         return [parameter for name, parameter in self.named_parameters() if "score" in name]

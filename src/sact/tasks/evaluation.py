@@ -55,12 +55,13 @@ class Evaluation(L.LightningModule):
 
     Args:
         model: a network, compiled or not.
+        measures: of that network.
     """
 
-    def __init__(self, model: Network | CompiledNetwork) -> None:
+    def __init__(self, model: Network | CompiledNetwork, measures: Measures) -> None:
         super().__init__()
         self.model = model
-        self.measures = Measures(model.model if isinstance(model, CompiledNetwork) else model)
+        self.measures = measures
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Measure a batch."""
@@ -96,15 +97,14 @@ def evaluate(
         InputError: the network has no classifier, or the data set has more classes than it or is empty.
         RecipeError: `batch_size`, `precision`, `accelerator` or `workers` is impossible.
     """
-    config = model.config
-    if config.features_only:
-        raise InputError("this network returns features, not classes; create it with features_only=False")
+    network = model.model if isinstance(model, CompiledNetwork) else model
+    network.check_classifies()
     if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
         raise InputError("the data set is empty; there is nothing to evaluate")
     classes = getattr(dataset, "num_classes", None)
-    if classes is not None and classes > config.num_classes:
+    if classes is not None and classes > network.config.num_classes:
         raise InputError(
-            f"the data set has {classes} classes, but the network knows {config.num_classes}; "
+            f"the data set has {classes} classes, but the network knows {network.config.num_classes}; "
             "evaluate it on the data it was trained for"
         )
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
@@ -112,7 +112,8 @@ def evaluate(
             raise RecipeError(f"{name} is {value!r}, but it must be a whole number of at least {least}")
     if precision not in get_args(Precision):
         raise RecipeError(f"precision is {precision!r}, but it must be one of {', '.join(get_args(Precision))}")
-    evaluation = Evaluation(model).eval()
+    measures = Measures(network)
+    evaluation = Evaluation(model, measures).eval()
     with calm(), interruptible():
         trainer = make_trainer(
             accelerator,
@@ -124,4 +125,4 @@ def evaluate(
             enable_progress_bar=not quiet,
         )
         trainer.test(evaluation, make_loader(dataset, batch_size, workers), verbose=False)
-    return evaluation.measures.compute()
+    return measures.compute()

@@ -9,8 +9,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..maps import contact_sheet, save_png
+from ..preprocessing import to_bytes
 from .classification import Classification
 
 
@@ -38,7 +41,7 @@ class PonderPictures(L.Callback):
         with torch.no_grad():
             _, ponder = pl_module.model(images.to(parameter.device, parameter.dtype), return_ponder=True)
         maps = ponder.map(tuple(images.shape[-2:])).float().cpu().numpy()
-        pictures = [_to_picture(image) for image in images.numpy()]
+        pictures = [_to_picture(image) for image in images]
         captions = [f"ponder cost {cost.mean():.1f}" for cost in maps]
         sheet = contact_sheet(list(zip(pictures, maps, captions, strict=True)), columns=3)
         save_png(sheet, self.folder / f"epoch_{trainer.current_epoch:03d}.png")
@@ -49,7 +52,8 @@ class PonderPictures(L.Callback):
                 )
 
 
-def _to_picture(image: np.ndarray) -> np.ndarray:
+def _to_picture(image: Tensor) -> NDArray[np.uint8]:
     """Any float image [3, H, W] as uint8 [H, W, 3], stretched to its own range: normalisations differ."""
     low, high = float(image.min()), float(image.max())
-    return ((image.transpose(1, 2, 0) - low) / max(high - low, 1e-6) * 255).round().astype(np.uint8)
+    picture: NDArray[np.uint8] = to_bytes((image - low) / max(high - low, 1e-6)).permute(1, 2, 0).numpy()
+    return picture
