@@ -1,4 +1,4 @@
-"""Networks whose halting varies: what most tests of blocks, engines and models run on."""
+"""Networks whose halting varies, on which most tests run, and the recipe of a run that takes a second."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ from sact.engines import gather
 from sact.scores import ImageScore
 
 MakeModel = Callable[..., sact.Network]
+
+TINY_RECIPE: dict[str, Any] = {
+    "model": "resnet",
+    "units": [2, 2],
+    "base_channels": 4,
+    "halting": "sact",
+    "tau": 0.01,
+    "data": "fashion_mnist",
+    "image_size": 32,
+    "train_length": 32,
+    "val_length": 16,
+    "batch_size": 16,
+    "max_epochs": 1,
+    "log_every": 1,
+    "accelerator": "cpu",
+    "devices": 1,
+}
 
 
 @pytest.fixture(autouse=True)

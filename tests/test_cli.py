@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import TINY_RECIPE
 from PIL import Image
 
 import sact
@@ -23,22 +24,6 @@ from sact import cli
 from sact.flops_report import count
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
-FIELDS: dict[str, Any] = {
-    "model": "resnet",
-    "units": [2, 2],
-    "base_channels": 4,
-    "halting": "sact",
-    "tau": 0.01,
-    "data": "fashion_mnist",
-    "image_size": 32,
-    "train_length": 32,
-    "val_length": 16,
-    "batch_size": 16,
-    "max_epochs": 1,
-    "log_every": 1,
-    "accelerator": "cpu",
-    "devices": 1,
-}
 VERBS = ["train", "eval", "predict", "flops", "import-tf"]
 
 Sact = Callable[..., tuple[int, str, str]]
@@ -81,7 +66,7 @@ def check_refusal(code: int, errors: str, verb: str, *texts: str) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """`sact train` on a recipe: the folder where it ran, and what it said. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(FIELDS))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
     return folder, outside("train", "tiny.yaml", "--tau", "0.02", "--units=[3, 2]", cwd=folder)
 
 
@@ -93,7 +78,7 @@ def model(trained: tuple[Path, Any]) -> Path:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(FIELDS))
+    path.write_text(yaml.safe_dump(TINY_RECIPE))
     return path
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY_RECIPE
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,27 +30,9 @@ from sact.tasks.evaluation import evaluate
 from sact.tasks.pictures import PonderPictures
 from sact.tasks.statistics import PonderStatistics
 
-FIELDS: dict[str, Any] = {
-    "model": "resnet",
-    "units": [2, 2],
-    "base_channels": 4,
-    "halting": "sact",
-    "tau": 0.01,
-    "data": "fashion_mnist",
-    "image_size": 32,
-    "train_length": 32,
-    "val_length": 16,
-    "batch_size": 16,
-    "max_epochs": 1,
-    "lr": 0.05,
-    "log_every": 1,
-    "accelerator": "cpu",
-    "devices": 1,
-}
-
 
 def recipe_of(**changes: Any) -> Recipe:
-    fields = FIELDS | changes
+    fields = TINY_RECIPE | {"lr": 0.05} | changes
     if changes.get("halting") == "none":
         fields["tau"] = 0.0
     if "max_steps" in changes:
