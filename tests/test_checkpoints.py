@@ -91,6 +91,38 @@ def test_another_kind_leaves_the_saved_heads_out(folder: Path, kind: str) -> Non
     assert bool(other.score_parameters()) == (kind == "act")
 
 
+@pytest.mark.parametrize("halting", [None, "none"])
+@pytest.mark.parametrize("name", ["resnet", "cifar_resnet"])
+def test_a_classifier_becomes_a_backbone(make_model, tmp_path: Path, name: str, halting: str | None) -> None:
+    classifier = make_model(name, halting="sact", **NETWORK)
+    classifier.save_pretrained(tmp_path / "classifier")
+    backbone = sact.from_pretrained(tmp_path / "classifier", halting=halting, features_only=True)
+    assert backbone.config.features_only
+    weights = classifier.state_dict()
+    left_out = {key.split(".")[0] for key in weights.keys() - backbone.state_dict().keys() if "score" not in key}
+    assert left_out == {"head", "classifier"}
+    assert all(torch.equal(weights[key], value) for key, value in backbone.state_dict().items())
+    backbone.save_pretrained(tmp_path / "backbone")
+    images = torch.randn(2, 3, 40, 32)
+    again = sact.from_pretrained(tmp_path / "backbone", features_only=True)
+    with torch.no_grad():
+        features = backbone(images)
+        assert len(features) == len(NETWORK["units"])
+        for found in (again(images), sact.from_pretrained(tmp_path / "backbone")(images)):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, features, strict=True))
+        if halting is None:
+            torch.testing.assert_close(
+                classifier.classifier(classifier.head(features[-1])).flatten(1), classifier(images)
+            )
+
+
+def test_a_backbone_does_not_become_a_classifier(make_model, tmp_path: Path, folder: Path) -> None:
+    make_model("resnet", features_only=True, **NETWORK).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(sact.CheckpointError, match="saved without a classifier; leave out features_only=False"):
+        sact.from_pretrained(tmp_path / "backbone", features_only=False)
+    assert sact.from_pretrained(folder, features_only=False).classifier is not None
+
+
 @pytest.mark.parametrize(("options", "message"), [({"halting": "spatial"}, '"spatial"'), ({"eps": 1.5}, "eps is 1.5")])
 def test_overrides_out_of_range_are_not_the_checkpoints_fault(folder: Path, options: dict, message: str) -> None:
     with pytest.raises(sact.InputError, match=message):

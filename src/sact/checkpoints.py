@@ -58,7 +58,9 @@ def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None
         raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
 
 
-def from_pretrained(source: str | Path, halting: Halting | None = None, eps: float | None = None) -> Network:
+def from_pretrained(
+    source: str | Path, halting: Halting | None = None, eps: float | None = None, features_only: bool | None = None
+) -> Network:
     """Load a network, in evaluation mode.
 
     Args:
@@ -67,9 +69,11 @@ def from_pretrained(source: str | Path, halting: Halting | None = None, eps: flo
         halting: override the saved kind. A plain network's weights start an adaptive one whose score heads are fresh
             (section 4 of the paper); an adaptive network becomes plain by leaving its heads out.
         eps: override the saved threshold, in (0, 1).
+        features_only: True makes a classifier a backbone, which returns the blocks' outputs; its head is left out.
 
     Raises:
-        CheckpointError: nothing is there, or the files are damaged or of another network.
+        CheckpointError: nothing is there, the files are damaged or of another network, or `features_only` is False and
+            the network was saved without a classifier.
         InputError: `halting` or `eps` is out of range.
     """
     folder = _locate(source)
@@ -78,12 +82,22 @@ def from_pretrained(source: str | Path, halting: Halting | None = None, eps: flo
         saved = config_from_dict(config["network"])
     except InputError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME} is not usable: {error}") from error
-    model = build(replace(saved, halting=halting or saved.halting, eps=saved.eps if eps is None else eps))
+    if saved.features_only and features_only is False:
+        raise CheckpointError(f"{source} was saved without a classifier; leave out features_only=False")
+    model = build(
+        replace(
+            saved,
+            halting=halting or saved.halting,
+            eps=saved.eps if eps is None else eps,
+            features_only=saved.features_only if features_only is None else features_only,
+        )
+    )
     model.preprocessing = config.get("preprocessing")
     model.class_names = config.get("class_names")
-    load_weights(
-        model, read_weights(folder / WEIGHTS_NAME), str(source), fresh_scores=saved.halting != model.config.halting
-    )
+    tensors = read_weights(folder / WEIGHTS_NAME)
+    if model.config.features_only and not saved.features_only:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "classifier."))}
+    load_weights(model, tensors, str(source), fresh_scores=saved.halting != model.config.halting)
     return model.eval()
 
 
