@@ -275,6 +275,8 @@ def test_flops(run: Sact, model: Path) -> None:
     with torch.device("meta"):
         network = sact.create_model("resnet", "sact", units=[2, 1], base_channels=8)
     assert json.loads(output) == count(network, (64, 96))
+    grey = json.loads(run("flops", "cifar_resnet110", "--json", "--in-channels=1")[1])
+    assert 505_775_360 - grey["plain"] == 2 * 9 * (3 - 1) * 16 * 32 * 32
     code, output, errors = run("flops", model, "--json")
     assert (code, errors) == (0, "")
     assert json.loads(output) == count(sact.from_pretrained(model), (32, 32))
@@ -319,6 +321,7 @@ def test_import_tf(run: Sact, tmp_path: Path, case: str) -> None:
         (["flops", "resnet"], "flops", "needs units"),
         (["flops", "resnet101", "--units", "0,1"], "flops", "units is [0, 1]"),
         (["flops", "resnet101", "--num-classes", "0"], "flops", "num_classes is 0"),
+        (["flops", "resnet101", "--in-channels", "0"], "flops", "in_channels is 0"),
         (["flops", "./no/model"], "flops", "./no/model"),
         (["eval", "./no/model"], "eval", 'no checkpoint "./no/model"'),
         (["import-tf", "./no/checkpoint", "--out", "x"], "import-tf", "no TensorFlow checkpoint at no/checkpoint"),
@@ -515,7 +518,11 @@ def test_damaged_configurations(run: Sact, make_model, picture: Path, tmp_path: 
 
 
 def test_saved_networks_have_their_own_shape(run: Sact, model: Path) -> None:
-    for option, text in (("--units=2,2", "--units is [2, 2]"), ("--num-classes=3", "--num-classes is 3")):
+    for option, text in (
+        ("--units=2,2", "--units is [2, 2]"),
+        ("--num-classes=3", "--num-classes is 3"),
+        ("--in-channels=3", "--in-channels is 3"),
+    ):
         check_refusal(*run("flops", model, option)[::2], "flops", text, "leave it out")
 
 

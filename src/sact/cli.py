@@ -133,6 +133,7 @@ def _add_flops(verbs: Any) -> None:
     flops.add_argument("--units", type=_units, help="units per block, like 3,4,6,3")
     flops.add_argument("--base-channels", type=int)
     flops.add_argument("--num-classes", type=int)
+    flops.add_argument("--in-channels", type=int, help="channels of the images")
     flops.add_argument("--size", type=_size, default=None, help="image size: 224 or 480x640 (HxW)")
     flops.add_argument("--json", action="store_true", help="print JSON")
     flops.set_defaults(run=run_flops)
@@ -299,11 +300,12 @@ def _named_or_saved(options: argparse.Namespace) -> Network:
     from .checkpoints import from_pretrained, list_pretrained
     from .models import create_model
 
-    shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes")}
+    shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes", "in_channels")}
     name = options.model
     if not ("/" in name or Path(name).is_dir() or name in list_pretrained()):
         with torch.device("meta"):  # only shapes are counted
-            return create_model(name, options.halting or "none", **shape)
+            given = {field: value for field, value in shape.items() if value is not None}
+            return create_model(name, options.halting or "none", **given)
     for field, value in shape.items():
         if value is not None:
             raise InputError(f"--{field.replace('_', '-')} is {value}, but {name} is a saved network; leave it out")
