@@ -107,6 +107,30 @@ def test_help_names_every_verb(run: Sact) -> None:
     assert max(map(len, output.splitlines())) <= 100
 
 
+def test_help_lists_the_fields_of_a_recipe(run: Sact, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sact.recipe import SECTIONS, Recipe
+
+    monkeypatch.setenv("COLUMNS", "100")
+    code, output, errors = run("train", "--help")
+    assert (code, errors) == (0, "")
+    assert max(map(len, output.splitlines())) <= 100
+    words = " ".join(output[output.index(SECTIONS["model"]) :].split())
+    places = [words.index(f" --{name} ") for name in Recipe.model_fields]
+    assert places == sorted(places)
+    assert all(field.description and field.description in words for field in Recipe.model_fields.values())
+    assert all(f"{section}: --{first}" in words for first, section in SECTIONS.items())
+    for text in ("--units [INT,...]", "--lr NUMBER", "(default: 0.1)", "--halting none|act|sact", "--devices INT|auto"):
+        assert text in words
+
+
+def test_help_without_the_extra(run: Sact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    code, output, errors = run("train", "--help")
+    assert (code, errors) == (0, "")
+    assert "--resume" in output
+    assert "pip install 'sact[tasks]'" in output
+
+
 def test_version(run: Sact) -> None:
     assert run("--version") == (0, f"sact {sact.__version__}\n", "")
 
@@ -551,6 +575,35 @@ def test_recipes(run: Sact, recipe: Path, tmp_path: Path, options: list[str], te
     check_refusal(code, errors, "train", text)
     assert output == ""
     assert list((tmp_path / "run").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["RECIPE", "--lr", "0.5", "--tau", "7"],
+        ["--lr", "0.5", "RECIPE", "--tau=7"],
+        ["--lr=0.5", "--tau", "7", "RECIPE"],
+        ["--tau", "7", "--quiet", "RECIPE", "--lr=0.5"],
+    ],
+    ids=" ".join,
+)
+def test_the_recipe_stands_anywhere(run: Sact, recipe: Path, tmp_path: Path, arguments: list[str]) -> None:
+    given = [recipe if argument == "RECIPE" else argument for argument in arguments]
+    code, _, errors = run("train", "--out", tmp_path / "run", *given)
+    check_refusal(code, errors, "train", f"{recipe}: tau is 7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--tau", "recipe.yaml"], "no RECIPE is given"),
+        (["--taux", "recipe.yaml"], 'no field "taux"; did you mean tau?'),
+        (["--tau", "1", "recipe.yaml", "other.yaml"], 'unexpected argument "other.yaml"'),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_is_not_one(run: Sact, arguments: list[str], text: str) -> None:
+    check_refusal(*run("train", *arguments)[::2], "train", text)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .errors import InputError, SactError, require
+from .errors import InputError, MissingExtraError, SactError, require
 from .models.network import MIN_SIZE
 
 if TYPE_CHECKING:
@@ -54,7 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Says what is wrong in one line, without the usage.
+
+    Attributes:
+        more_help: makes what stands behind the usual help, when that is asked for.
+    """
+
+    more_help: Callable[[], str] = staticmethod(str)
+
+    def format_help(self) -> str:
+        """The help with what stands behind it."""
+        return super().format_help() + self.more_help()
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave with exit code 2."""
@@ -78,14 +88,16 @@ def _add_train(verbs: Any) -> None:
     train = verbs.add_parser(
         "train",
         help="train a recipe",
-        description="Train a recipe. An option overrides the field of its name: --tau 0.02 --units [2,3,4].",
+        usage="sact train [-h] [--out DIR] [--resume] [--quiet] [--FIELD VALUE ...] RECIPE",
+        description="Train a RECIPE, a YAML file of the fields below; see recipes/. An option overrides the field of "
+        "its name, before the recipe or behind it: --tau 0.02 --units [2,3,4].",
         allow_abbrev=False,
     )
-    train.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/")
     train.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/NAME_OF_RECIPE)")
     train.add_argument("--resume", action="store_true", help="continue the run in that folder")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=run_train)
+    train.more_help = _recipe_fields
 
 
 def _add_eval(verbs: Any) -> None:
@@ -156,11 +168,18 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     require("yaml", "tasks")
     from .recipe import load_recipe, parse_overrides
 
-    recipe = load_recipe(options.recipe, **parse_overrides(rest))
+    path, overrides = _split(rest)
+    fields = parse_overrides(overrides)
+    if path is None:
+        raise InputError(
+            "no RECIPE is given; name a YAML file like recipes/scenes_sact.yaml "
+            "(an option without = takes the next argument as its value)"
+        )
+    recipe = load_recipe(path, **fields)
     require("lightning", "tasks")
     from .tasks.training import MODEL_FOLDER, train
 
-    out = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    out = Path(options.out or Path("runs") / Path(path).stem)
     results = train(recipe, out, options.resume, options.quiet)
     print_results(results)
     print(f"the network is in {out / MODEL_FOLDER}")
@@ -292,6 +311,25 @@ def print_results(results: dict[str, Any]) -> None:
             f"{number:>5}{units['mean']:>12.2f}{units['std']:>7.2f}{units['max']:>5}{units['unit_count']:>4}"
             f"{units['dead_units']:>6}{shown:>13}{block['flops']['mean']:>12.4g}"
         )
+
+
+def _recipe_fields() -> str:
+    try:
+        require("pydantic", "tasks")
+        require("yaml", "tasks")
+    except MissingExtraError as error:
+        return f"\nthe fields of a recipe cannot be listed: {error}\n"
+    from .recipe_help import describe_fields
+
+    return f"\n{describe_fields()}"
+
+
+def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe among overrides like --tau 0.01 and --tau=0.01, and all but the recipe."""
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("--"):
+        at += 1 if "=" in arguments[at] else 2
+    return (arguments[at] if at < len(arguments) else None), arguments[:at] + arguments[at + 1 :]
 
 
 def _named_or_saved(options: argparse.Namespace) -> Network:

@@ -20,60 +20,71 @@ from .scores import Halting
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
 
+SECTIONS = {
+    "model": "the network, arguments of sact.create_model",
+    "data": "the data, arguments of sact.data.create_dataset",
+    "optimizer": "the optimisation",
+    "precision": "the machine",
+}
+"""The groups of fields, by the first field of each."""
+
+
 class Recipe(BaseModel):
     """Everything that defines a training run. Steps are optimiser steps, epochs are passes over the training set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # The network: arguments of sact.create_model.
-    model: str
-    units: list[int] | None = None
-    base_channels: int | None = None
+    model: str = Field(description='a name of sact.list_models(), or "resnet" or "cifar_resnet" with units')
+    units: list[int] | None = Field(None, description="units per block; by default those of the named model")
+    base_channels: int | None = Field(None, description="width of the first block; by default the paper's")
     num_classes: int | None = Field(None, ge=2, description="by default the data set's number of classes")
-    halting: Halting = "none"
-    eps: float = Field(0.01, gt=0, lt=1)
+    halting: Halting = Field("none", description="act: per image; sact: per position; none: every unit runs")
+    eps: float = Field(0.01, gt=0, lt=1, description="a position halts once its cumulative score reaches 1 - eps")
     tau: float = Field(
         0.0, ge=0, le=1, description="weight of the ponder cost in the loss; larger means less computation"
     )
     init: str | None = Field(
-        None, description="checkpoint to start from; a plain one gives an adaptive network fresh heads"
+        None, description="checkpoint to start from, by default none; a plain one gives an adaptive network fresh heads"
     )
 
-    # The data: arguments of sact.data.create_dataset.
-    data: str
-    data_dir: str | None = None
-    data_options: dict[str, Any] = {}
-    image_size: int | None = Field(None, ge=MIN_SIZE)
+    data: str = Field(description=f"a data set: {', '.join(list_datasets())}")
+    data_dir: str | None = Field(
+        None, description="folder of the data, for scenes of the photographs; by default where they lie on this machine"
+    )
+    data_options: dict[str, Any] = Field({}, description="further arguments of the data set, like scale of scenes")
+    image_size: int | None = Field(
+        None, ge=MIN_SIZE, description="side of the images in pixels; by default the data set's"
+    )
     train_length: int | None = Field(None, ge=1, description="images per epoch; by default all")
-    val_length: int | None = Field(None, ge=1)
+    val_length: int | None = Field(None, ge=1, description="validation images; by default all")
     cache: bool = Field(False, description="draw the training images once and keep them as uint8 on disk")
 
-    # The optimisation.
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.1, gt=0)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="adamw takes momentum as its first beta")
+    lr: float = Field(0.1, gt=0, description="learning rate, with one_cycle its peak")
     score_lr_scale: float = Field(1.0, gt=0, description="learning rate of the score heads relative to the rest")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of the optimiser")
     weight_decay: float = Field(2e-4, ge=0, description="on convolution weights only, as in the paper")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    batch_size: int = Field(128, ge=1)
-    max_epochs: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    schedule: Literal["step", "one_cycle", "constant"] = "step"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    batch_size: int = Field(128, ge=1, description="images per step and process")
+    max_epochs: int | None = Field(None, ge=1, description="length of the run; give either this or max_steps")
+    max_steps: int | None = Field(None, ge=1, description="length of the run; give either this or max_epochs")
+    schedule: Literal["step", "one_cycle", "constant"] = Field(
+        "step", description="how lr changes: drops at milestones, rises and falls once, not at all"
+    )
     milestones: list[int] = Field([], description="where lr drops, in steps if max_steps is given, else in epochs")
-    gamma: float = Field(0.1, gt=0, le=1)
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of lr at each milestone")
     norm_momentum: float | None = Field(
-        None, gt=0, le=1, description="overrides the family's running-statistics momentum"
+        None, gt=0, le=1, description="momentum of the norms' running statistics; by default the model family's"
     )
     freeze_norms: bool = Field(False, description="keep norms in evaluation mode, as when fine-tuning a detector")
 
-    # The machine.
-    precision: Precision = "32-true"
-    accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
-    channels_last: bool = True
-    workers: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(50, ge=1)
+    precision: Precision = Field("32-true", description="of the arithmetic, as in Lightning")
+    accelerator: str = Field("auto", description="cpu, cuda, mps, ..., as in Lightning")
+    devices: int | Literal["auto"] = Field("auto", description="how many devices train together")
+    channels_last: bool = Field(True, description="memory format in which convolutions are fastest")
+    workers: int = Field(0, ge=0, description="processes that load data; 0: the training process itself")
+    seed: int = Field(0, ge=0, description="of the weights, the order of images, augmentation, and scenes")
+    log_every: int = Field(50, ge=1, description="steps between two rows of the log")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
