@@ -29,10 +29,15 @@ class Block(nn.Module):
         scores: one head fewer than units; empty in a plain network.
         halting: "none", "act" or "sact".
         eps: a position halts once its cumulative score reaches 1 - eps.
+
+    Attributes:
+        forced_units: units to run instead of what the scores say, int [N, H, W] (SACT) or [N] (ACT), or of any shape
+            that expands to it; every engine obeys. For measuring untrained networks; None in use.
     """
 
     units: Sequence[Unit]
     scores: Sequence[ScoreHead]
+    forced_units: Tensor | None
 
     def __init__(self, units: Sequence[Unit], scores: Sequence[ScoreHead], halting: Halting, eps: float) -> None:
         super().__init__()
@@ -40,6 +45,7 @@ class Block(nn.Module):
         self.scores = nn.ModuleList(scores)  # type: ignore[assignment]
         self.halting = halting
         self.eps = eps
+        self.forced_units = None
         heads = [head.flops() for head in scores] or [(0, 0)] * (len(units) - 1)
         self._unit_flops = tuple(unit.flops(head) for unit, head in zip(units, [*heads, (0, 0)], strict=True))
 
@@ -65,15 +71,22 @@ class Block(nn.Module):
         state = halting.start(x[:, 0] if self.halting == "sact" else x[:, 0, 0, 0])
         output = torch.zeros_like(x)
         weights = []
-        for unit, head in zip(self.units, [*self.scores, None], strict=True):
+        for index, (unit, head) in enumerate(zip(self.units, [*self.scores, None], strict=True)):
             if unit is not self.units[0]:
                 x = unit(x, state.active if self.halting == "sact" else None)
-            state, weight = halting.step(state, head(x) if head is not None else None, self.eps)
+            score = None if head is None else self.decide(head(x), index)
+            state, weight = halting.step(state, score, self.eps)
             output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
             if keep_distribution:
                 weights.append(weight)
         distribution = torch.stack(weights, 1) if keep_distribution else None
         return output.to(x.dtype), self.ponder(state, in_size, x.shape[-2:], distribution)
+
+    def decide(self, score: Tensor, index: int) -> Tensor:
+        """The score behind unit `index`: the head's, or the one that makes `forced_units` true."""
+        if self.forced_units is None:
+            return score
+        return (self.forced_units.to(score.device) == index + 1).to(score.dtype).expand_as(score)
 
     def describe(self, in_size: Sequence[int], out_size: Sequence[int]) -> BlockFlops:
         """The block's FLOPs at these sizes of its input and output, each (H, W)."""

@@ -13,8 +13,8 @@ from ..ponder import Ponder
 if TYPE_CHECKING:
     from ..models.network import Network
 
-Engine = Literal["auto", "masked", "gather"]
-ENGINES = ("masked", "gather")
+Engine = Literal["auto", "masked", "gather", "native"]
+ENGINES = ("masked", "gather", "native")
 
 
 class Run(Protocol):

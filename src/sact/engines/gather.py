@@ -94,9 +94,9 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
     going = torch.arange(len(x), device=x.device)
     output: Tensor | None = None
     weights: list[Tensor] = []
-    for unit, head in zip(block.units, [*block.scores, None], strict=True):
+    for index, (unit, head) in enumerate(zip(block.units, [*block.scores, None], strict=True)):
         x = unit(x)
-        score = None if head is None else _place(head(x), going, state.remainder)
+        score = None if head is None else block.decide(_place(head(x), going, state.remainder), index)
         state, weight = halting.step(state, score, block.eps)
         if output is None:
             output = torch.zeros_like(x, dtype=state.remainder.dtype)
@@ -126,7 +126,7 @@ def run_positions(
     mean = x.mean((2, 3), dtype=wide)  # for the global score; later units update it with what they change
     output = torch.zeros_like(rows, dtype=wide)
     weights: list[Tensor] = []
-    for unit, head, chain in zip(block.units, [*block.scores, None], chains, strict=True):
+    for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         listed = state.active.flatten().nonzero()[:, 0]
         if not len(listed):
             break
@@ -142,7 +142,7 @@ def run_positions(
         if head is not None and chain.score is not None:
             local = perforated(chain.score, rows, state.active, listed)[:, 0]
             logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[listed // area]
-            score = _place(to_score(logit), listed, state.remainder)
+            score = block.decide(_place(to_score(logit), listed, state.remainder), index)
         state, weight = halting.step(state, score, block.eps)
         output = _add_rows(output, listed, weight.flatten()[listed][:, None] * rows[listed])
         if keep_distribution:

@@ -1,0 +1,437 @@
+"""The CPU engine: compiled indirect convolution over active positions, see `native/native.cpp`.
+
+This file describes a network to it, norms folded where algebra allows, and calls it once per batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..block import Block
+from ..errors import InputError
+from ..folding import fold_norms, norm_affine
+from ..layers import PoolPadShortcut, SameConv2d, SameMaxPool2d
+from ..ponder import BlockPonder, Ponder
+from ..scores import ImageScore, PositionScore
+from ..units import Stage, Unit
+from . import Run, gather
+
+if TYPE_CHECKING:
+    from ..models.network import Network
+
+ISAS = ("avx512", "avx2", "neon", "portable")
+"""Builds of the kernel, the best first; `SACT_NATIVE_ISA` chooses one."""
+
+ABI = 1
+_HALTING = {"none": 0, "act": 1, "sact": 2}
+_IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
+_MAX_KERNEL = 7
+
+
+class _Conv(Structure):
+    _fields_ = [(name, c_int32) for name in ("inputs", "outputs", "kernel", "stride", "pad", "same")] + [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+class _Pointwise(Structure):
+    _fields_ = [("scale", c_void_p), ("shift", c_void_p), ("slope", c_float)]
+
+
+class _Stage(Structure):
+    _fields_ = [("before", _Pointwise), ("conv", _Conv)]
+
+
+class _Score(Structure):
+    _fields_ = [
+        ("local_before", _Pointwise),
+        ("global_before", _Pointwise),
+        ("local_weight", c_void_p),
+        ("global_weight", c_void_p),
+        ("bias", c_float),
+    ]
+
+
+class _Unit(Structure):
+    _fields_ = [(name, c_int32) for name in ("n_stages", "shortcut", "preactivated", "stride", "before")] + [
+        ("stages", POINTER(_Stage)),
+        ("projection", POINTER(_Conv)),
+        ("score", POINTER(_Score)),
+    ]
+
+
+class _Block(Structure):
+    _fields_ = [("n_units", c_int32), ("units", POINTER(_Unit))]
+
+
+class _Network(Structure):
+    _fields_ = [(name, c_int32) for name in ("halting", "n_blocks", "stem_pool", "pool_first", "classes")] + [
+        ("eps", c_float),
+        ("stem", _Conv),
+        ("blocks", POINTER(_Block)),
+        ("before_classifier", _Pointwise),
+        ("classifier", _Conv),
+    ]
+
+
+class _BlockResult(Structure):
+    _fields_ = [(name, c_void_p) for name in ("units", "cost", "distribution", "features", "forced")]
+
+
+@lru_cache(maxsize=None)
+def library(isa: str | None = None) -> ctypes.CDLL:
+    """The compiled kernel for an instruction set, or the best that this processor runs.
+
+    Raises:
+        InputError: it was not built, or this processor lacks it.
+    """
+    chosen = isa or os.environ.get("SACT_NATIVE_ISA")
+    if chosen and chosen not in ISAS:
+        raise InputError(f'SACT_NATIVE_ISA is "{chosen}", but it must be one of {", ".join(ISAS)}')
+    for name in (chosen,) if chosen else ISAS:
+        path = _path(name)
+        if path is None:
+            continue
+        loaded = ctypes.CDLL(str(path))
+        if loaded.sact_abi() == ABI and loaded.sact_supports(name.encode()):
+            return _declare(loaded)
+    raise InputError(
+        f"there is no CPU kernel {chosen + ' ' if chosen else ''}for this machine: it is compiled when sact is "
+        "installed and needs a C++17 compiler (g++ or clang); install one, then install sact again"
+    )
+
+
+def available() -> bool:
+    """Whether a kernel was compiled for this processor."""
+    try:
+        library()
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def _path(isa: str) -> Path | None:
+    here = Path(__file__).parent
+    for suffix in EXTENSION_SUFFIXES:
+        path = here / f"_native_{isa}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    loaded.sact_pack.argtypes = [POINTER(_Network)]
+    loaded.sact_pack.restype = c_void_p
+    loaded.sact_free.argtypes = [c_void_p]
+    loaded.sact_free.restype = None
+    loaded.sact_workspace_bytes.argtypes = [c_void_p]
+    loaded.sact_workspace_bytes.restype = c_int64
+    loaded.sact_run.argtypes = [
+        c_void_p, c_void_p, POINTER(c_int64), c_int32, c_int32, c_int32, c_int32, c_void_p, POINTER(_BlockResult)
+    ]  # fmt: skip
+    return loaded
+
+
+class Unsupported(Exception):
+    """A layer that the kernel does not have; the message names it."""
+
+
+class Packed:
+    """A network's weights in the kernel's layout.
+
+    Raises:
+        Unsupported: the network has a layer that the kernel lacks.
+    """
+
+    def __init__(self, model: Network, watch: Watch) -> None:
+        self.library = library()
+        self.watch = watch
+        self.channels = tuple(_outputs(block) for block in model.blocks)
+        self._keep: list[Any] = []  # what the description points to, until it is packed
+        description = self._network(model)
+        self.handle = c_void_p(self.library.sact_pack(ctypes.byref(description)))
+        self._keep.clear()
+        if not self.handle:
+            raise MemoryError("the CPU engine could not allocate its weights")
+        weakref.finalize(self, self.library.sact_free, self.handle)
+
+    def run(
+        self, model: Network, images: Tensor, keep_distribution: bool
+    ) -> tuple[Tensor | list[Tensor], Ponder]:
+        """Run a batch; images float32 [N, C, H, W] of any strides."""
+        count, _, height, width = images.shape
+        sizes = _sizes(model, (height, width))
+        results = (_BlockResult * len(model.blocks))()
+        ponders, features = [], []
+        in_size = sizes[0]
+        held = []
+        for block, result, size, channels in zip(model.blocks, results, sizes[1:], self.channels, strict=True):
+            length = len(block.units)
+            if block.halting == "none":
+                ponders.append(block.plain_ponder(images.new_empty(count, 0, *size), in_size))
+            else:
+                shape = (count, *size) if block.halting == "sact" else (count,)
+                units = torch.empty(shape, dtype=torch.int32)
+                cost = torch.empty(shape)
+                result.units, result.cost = units.data_ptr(), cost.data_ptr()
+                distribution = torch.zeros(count, length, *shape[1:]) if keep_distribution else None
+                if distribution is not None:
+                    result.distribution = distribution.data_ptr()
+                forced = block.forced_units
+                if forced is not None:
+                    forced = forced.expand(shape).to(torch.int32).contiguous()
+                    held.append(forced)
+                    result.forced = forced.data_ptr()
+                ponders.append(BlockPonder(units, cost, block.describe(in_size, size), distribution))
+            if model.config.features_only:
+                picture = torch.empty(count, *size, channels)
+                result.features = picture.data_ptr()
+                features.append(picture.permute(0, 3, 1, 2))
+            in_size = size
+        logits = None if model.config.features_only else torch.empty(count, model.config.num_classes)
+        failed = self.library.sact_run(
+            self.handle,
+            images.data_ptr(),
+            (c_int64 * 4)(*images.stride()),
+            count,
+            height,
+            width,
+            torch.get_num_threads(),
+            None if logits is None else logits.data_ptr(),
+            results,
+        )
+        if failed:
+            raise MemoryError(f"the CPU engine could not allocate memory for images {tuple(images.shape)}")
+        ponder = Ponder(ponders, model.fixed_flops((height, width)))
+        return (features if logits is None else logits), ponder
+
+    def workspace_bytes(self) -> int:
+        """Bytes of working memory kept for the next runs."""
+        return int(self.library.sact_workspace_bytes(self.handle))
+
+    def _floats(self, values: Tensor | None) -> int | None:
+        if values is None:
+            return None
+        held = values.detach().to(torch.float32).contiguous()
+        self._keep.append(held)
+        return held.data_ptr()
+
+    def _array(self, kind: Any, items: Sequence[Any]) -> Any:
+        held = (kind * len(items))(*items)
+        self._keep.append(held)
+        return held
+
+    def _conv(self, conv: nn.Conv2d) -> _Conv:
+        kernel = conv.kernel_size[0]
+        same = isinstance(conv, SameConv2d)
+        if (
+            conv.kernel_size != (kernel, kernel)
+            or kernel > _MAX_KERNEL
+            or conv.groups != 1
+            or conv.dilation != (1, 1)
+            or conv.stride[0] != conv.stride[1]
+            or (not same and (isinstance(conv.padding, str) or conv.padding[0] != conv.padding[1]))
+        ):
+            raise Unsupported(f"{conv}")
+        pad = 0 if same else int(conv.padding[0])
+        return _Conv(
+            conv.in_channels, conv.out_channels, kernel, conv.stride[0], pad, same,
+            self._floats(conv.weight), self._floats(conv.bias),
+        )  # fmt: skip
+
+    def _pointwise(self, layers: Sequence[nn.Module]) -> _Pointwise:
+        result = _Pointwise(None, None, 1.0)
+        for index, layer in enumerate(layers):
+            slope = _slope(layer)
+            if slope is not None and result.slope == 1.0:
+                result.slope = slope
+            elif isinstance(layer, nn.BatchNorm2d) and index == 0:
+                scale, shift = norm_affine(layer)
+                result.scale, result.shift = self._floats(scale), self._floats(shift)
+            else:
+                raise Unsupported(f"{layer}")
+        return result
+
+    def _stages(self, stages: Sequence[Stage]) -> Any:
+        items = []
+        for index, stage in enumerate(fold_norms(stages)):
+            before = self._pointwise(stage.pointwise)
+            if index and before.scale:
+                raise Unsupported("a norm that cannot be folded into the convolution before it")
+            items.append(_Stage(before, self._conv(stage.conv)))
+        return self._array(_Stage, items)
+
+    def _score(self, head: ImageScore | PositionScore) -> _Score:
+        local = isinstance(head, PositionScore)
+        bias = head.local_conv.bias if isinstance(head, PositionScore) else head.global_conv.bias
+        return _Score(
+            self._pointwise([head.local_norm, head.activation] if isinstance(head, PositionScore) else []),
+            self._pointwise([head.global_norm, head.activation]),
+            self._floats(head.local_conv.weight) if isinstance(head, PositionScore) else None,
+            self._floats(head.global_conv.weight),
+            float(bias.detach()) if bias is not None else 0.0,
+        )
+
+    def _unit(self, unit: Unit, head: ImageScore | PositionScore | None, first: bool) -> _Unit:
+        stages = unit.stages()
+        if not first and not unit.keeps_state:
+            raise Unsupported(f"the shortcut {unit.shortcut} behind a block's first unit")
+        result = _Unit(len(stages), _IDENTITY, unit.shortcut_preactivated, 1, 0, self._stages(stages))
+        shortcut = unit.shortcut
+        if isinstance(shortcut, nn.Conv2d):
+            if shortcut.kernel_size != (1, 1) or shortcut.padding != (0, 0):
+                raise Unsupported(f"{shortcut}")
+            result.shortcut = _CONVOLUTION
+            result.projection = self._array(_Conv, [self._conv(shortcut)])
+        elif isinstance(shortcut, PoolPadShortcut):
+            result.shortcut, result.stride, result.before = _POOL_PAD, shortcut.stride, shortcut.before
+        elif isinstance(shortcut, nn.MaxPool2d) and shortcut.kernel_size == 1:
+            result.stride = int(shortcut.stride)  # type: ignore[arg-type]
+        elif not isinstance(shortcut, nn.Identity):
+            raise Unsupported(f"{shortcut}")
+        if head is not None:
+            result.score = self._array(_Score, [self._score(head)])
+        return result
+
+    def _network(self, model: Network) -> _Network:
+        blocks = []
+        for block in model.blocks:
+            units = [
+                self._unit(unit, head, index == 0)
+                for index, (unit, head) in enumerate(
+                    zip(block.units, [*block.scores, *[None] * (len(block.units) - len(block.scores))], strict=True)
+                )
+            ]
+            blocks.append(_Block(len(units), self._array(_Unit, units)))
+        stem_conv, *rest = model.stem
+        if len(rest) > 1 or (rest and not isinstance(rest[0], SameMaxPool2d)):
+            raise Unsupported(f"the stem {model.stem}")
+        description = _Network(
+            _HALTING[model.config.halting], len(blocks), len(rest), 0, 0, model.config.eps,
+            self._conv(stem_conv), self._array(_Block, blocks),
+        )  # fmt: skip
+        if model.head is not None and model.classifier is not None:
+            layers = [layer for layer in model.head if not isinstance(layer, nn.AdaptiveAvgPool2d)]
+            description.pool_first = isinstance(model.head[0], nn.AdaptiveAvgPool2d)
+            description.before_classifier = self._pointwise(layers)
+            description.classes = model.config.num_classes
+            description.classifier = self._conv(model.classifier)
+        return description
+
+
+def prepare(model: Network) -> Run:
+    """Run a whole network in the compiled kernel at inference; in training, and with gradients, `gather` runs.
+
+    Weights are packed at the first run, and again whenever they have changed.
+    """
+    library()
+    with_gradients = gather.prepare(model)
+    packed: list[Packed] = []
+
+    def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+        if not fits(images):
+            return with_gradients(images, keep_distribution=keep_distribution)
+        if not packed or not packed[0].watch.unchanged():
+            watch = Watch(model)
+            if watch.trains or not watch.fits:
+                return with_gradients(images, keep_distribution=keep_distribution)
+            packed[:] = [Packed(model, watch)]
+        if packed[0].watch.trains:
+            return with_gradients(images, keep_distribution=keep_distribution)
+        model.check_images(images)
+        return packed[0].run(model, images, keep_distribution)
+
+    return torch.compiler.disable(run)  # type: ignore[no-any-return]
+
+
+def fits(images: Tensor) -> bool:
+    """Whether the kernel serves this call: float32 on the CPU, without gradients."""
+    return not (
+        torch.is_grad_enabled()
+        or not isinstance(images, Tensor)
+        or images.device.type != "cpu"
+        or images.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+class Watch:
+    """Notices, without walking the modules again, that a network's weights are no longer what they were.
+
+    Attributes:
+        fits: whether all weights are float32 on the CPU.
+    """
+
+    def __init__(self, model: Network) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._held = [
+            (held, name, tensor, tensor.data_ptr(), _version(tensor))
+            for module in model.modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+        self.fits = all(
+            tensor.device.type == "cpu" and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
+            for _, _, tensor, _, _ in self._held
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether a norm is in training mode: its statistics are then over all positions."""
+        return any(norm.training for norm in self._norms)
+
+    def unchanged(self) -> bool:
+        """Whether every parameter and buffer is the tensor it was, unchanged."""
+        return all(
+            held.get(name) is tensor and tensor.data_ptr() == pointer and _version(tensor) == version
+            for held, name, tensor, pointer, version in self._held
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _slope(layer: nn.Module) -> float | None:
+    if isinstance(layer, nn.Identity):
+        return 1.0
+    if isinstance(layer, nn.ReLU):
+        return 0.0
+    return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else None
+
+
+def _outputs(block: Block) -> int:
+    return block.units[-1].stages()[-1].conv.out_channels
+
+
+def _sizes(model: Network, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """(H, W) of the first block's input and of every block's output."""
+    height, width = size
+    for layer in model.stem:
+        height, width = _result(layer, height), _result(layer, width)
+    sizes = [(height, width)]
+    for block in model.blocks:
+        for stage in block.units[0].stages():
+            height, width = _result(stage.conv, height), _result(stage.conv, width)
+        sizes.append((height, width))
+    return sizes
+
+
+def _result(layer: nn.Module, size: int) -> int:
+    if isinstance(layer, nn.Conv2d) and not isinstance(layer, SameConv2d):
+        return (size + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1
+    stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 2
+    return -(-size // stride)

@@ -1,0 +1,102 @@
+// The microkernel: a tile of output rows times a panel of output channels, its input rows read through pointers.
+#pragma once
+#include <cstddef>
+#include <cstring>
+
+#ifndef SACT_WIDTH
+#define SACT_WIDTH 4 // floats per vector: 16 (AVX-512), 8 (AVX2), 4 (NEON, portable)
+#endif
+#ifndef SACT_ROWS
+#define SACT_ROWS 6 // rows per tile: as many as leave registers for two vectors of weights
+#endif
+
+namespace sact {
+
+constexpr int kWidth = SACT_WIDTH;
+constexpr int kRows = SACT_ROWS;
+constexpr int kPanel = 2 * kWidth;
+
+typedef float Vec __attribute__((vector_size(4 * SACT_WIDTH)));
+typedef float VecU __attribute__((vector_size(4 * SACT_WIDTH), aligned(4), may_alias));
+
+inline Vec load(const float *p) { return *reinterpret_cast<const VecU *>(p); }
+inline void store(float *p, Vec v) { *reinterpret_cast<VecU *>(p) = v; }
+inline Vec activate(Vec v, float slope) { return v > 0.0f ? v : v * slope; }
+inline float sum(Vec v) {
+    float parts[kWidth];
+    store(parts, v);
+    for (int half = kWidth / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+    return parts[0];
+}
+
+struct Tile {
+    const float *const *rows; // [mr * taps]: where each tap of each row reads its `depth` inputs
+    int taps, depth;
+    const float *weights; // [taps * depth, vectors * kWidth]
+    const float *bias;    // [vectors * kWidth]
+    float *const *out;    // [mr], at the panel's first channel
+    bool add;             // onto what is there
+    float slope;          // of the activation behind; 1: none
+    const char *ahead;    // weights to fetch meanwhile: `ahead_step` bytes for each row of weights used here
+    size_t ahead_step;
+};
+
+// out[i] = activation(bias + sum over taps and depth of rows[i][k] * weights[k] (+ out[i]))
+template <int MR, int NV> void multiply(const Tile &tile) {
+    Vec acc[MR][NV];
+    for (int j = 0; j < NV; j++) {
+        const Vec bias = load(tile.bias + j * kWidth);
+        for (int i = 0; i < MR; i++) acc[i][j] = bias;
+    }
+    if (tile.add)
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) acc[i][j] += load(tile.out[i] + j * kWidth);
+    const float *weights = tile.weights;
+    const char *ahead = tile.ahead;
+    for (int t = 0; t < tile.taps; t++) {
+        const float *row[MR];
+        for (int i = 0; i < MR; i++) row[i] = tile.rows[i * tile.taps + t];
+        for (int k = 0; k < tile.depth; k++) {
+            Vec w[NV];
+            for (int j = 0; j < NV; j++) w[j] = load(weights + j * kWidth);
+            weights += NV * kWidth;
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += tile.ahead_step;
+#pragma GCC unroll 32
+            for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+                for (int j = 0; j < NV; j++) acc[i][j] += row[i][k] * w[j];
+        }
+    }
+    if (tile.slope != 1.0f)
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) acc[i][j] = activate(acc[i][j], tile.slope);
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NV; j++) store(tile.out[i] + j * kWidth, acc[i][j]);
+}
+
+template <int MR, int NV> struct Table {
+    static void fill(void (**table)(const Tile &)) {
+        table[MR] = multiply<MR, NV>;
+        Table<MR - 1, NV>::fill(table);
+    }
+};
+template <int NV> struct Table<0, NV> {
+    static void fill(void (**)(const Tile &)) {}
+};
+
+// Multiply a tile of `mr` rows (1 to kRows) and `vectors` (1 or 2) vectors of channels.
+inline void multiply(const Tile &tile, int mr, int vectors) {
+    struct Tables {
+        void (*of[3][kRows + 1])(const Tile &);
+        Tables() {
+            Table<kRows, 1>::fill(of[1]);
+            Table<kRows, 2>::fill(of[2]);
+        }
+    };
+    static const Tables tables;
+    tables.of[vectors][mr](tile);
+}
+
+} // namespace sact

@@ -1,0 +1,92 @@
+// The C interface of the CPU engine. One plain description of a network goes in, packed weights stay inside, images are
+// run against them. No PyTorch, no Python: numbers and pointers only. All numbers are float32.
+#pragma once
+#include <cstdint>
+
+#define SACT_ABI 1
+
+#if defined(__GNUC__)
+#define SACT_API extern "C" __attribute__((visibility("default")))
+#else
+#define SACT_API extern "C"
+#endif
+
+// A convolution: weight [out, in, kernel, kernel], bias [out] or null. `pad` zeros on every side, or with same != 0
+// TensorFlow's SAME padding, whose odd zero goes behind.
+struct SactConv {
+    int32_t in, out, kernel, stride, pad, same;
+    const float *weight, *bias;
+};
+
+// Position-wise layers: x * scale + shift (both [channels], or null), then x > 0 ? x : slope * x (1: none).
+struct SactPointwise {
+    const float *scale, *shift;
+    float slope;
+};
+
+// One convolution of a branch with the position-wise layers before it.
+struct SactStage {
+    SactPointwise before;
+    SactConv conv;
+};
+
+// A score head: sigmoid(local + global). local: a 3x3 convolution to one channel, weight [channels, 3, 3] or null (ACT).
+// global: a product with the mean over all positions, weight [channels].
+struct SactScore {
+    SactPointwise local_before, global_before;
+    const float *local_weight, *global_weight;
+    float bias;
+};
+
+enum SactShortcut { SACT_IDENTITY = 0, SACT_CONVOLUTION = 1, SACT_POOL_PAD = 2 };
+
+// A residual unit. The shortcut reads the state, or the first stage's pre-activated one; SACT_POOL_PAD averages over
+// stride x stride positions (those inside the picture) and puts the channels at `before`, with zeros around them.
+struct SactUnit {
+    int32_t n_stages, shortcut, preactivated, stride, before;
+    const SactStage *stages;
+    const SactConv *projection;
+    const SactScore *score; // null behind the last unit, and in plain networks
+};
+
+struct SactBlock {
+    int32_t n_units;
+    const SactUnit *units;
+};
+
+enum SactHalting { SACT_NONE = 0, SACT_IMAGES = 1, SACT_POSITIONS = 2 };
+
+// The classifier reads the mean of before(x) (pool_first == 0) or before(mean of x); classes == 0: features only.
+struct SactNetwork {
+    int32_t halting, n_blocks, stem_pool, pool_first, classes;
+    float eps;
+    SactConv stem;
+    const SactBlock *blocks;
+    SactPointwise before_classifier;
+    SactConv classifier;
+};
+
+// What a run writes, per block; null where it is not wanted. P is positions of the block's output, in all images.
+struct SactBlockResult {
+    int32_t *units;            // [P] (positions) or [N] (images)
+    float *cost;               // the same
+    float *distribution;       // [N, units, H, W] or [N, units]
+    float *features;           // [P, channels]
+    const int32_t *forced;     // units to run, instead of what the scores say: [P] or [N]
+};
+
+struct SactModel;
+
+// Pack a network's weights; what was passed may be freed. Null where a dimension is impossible or memory is short.
+SACT_API SactModel *sact_pack(const SactNetwork *network);
+SACT_API void sact_free(SactModel *model);
+// Run images [n, in, height, width], given by strides in elements. logits: [n, classes] or null. 0 when done.
+SACT_API int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
+                      int32_t width, int32_t threads, float *logits, SactBlockResult *blocks);
+// Bytes of working memory that the model keeps for its next runs.
+SACT_API int64_t sact_workspace_bytes(SactModel *model);
+SACT_API int32_t sact_abi();
+// Floats in a vector of this build.
+SACT_API int32_t sact_vector_width();
+// Whether this processor runs the build named "avx512", "avx2", "neon" or "portable".
+SACT_API int32_t sact_supports(const char *isa);

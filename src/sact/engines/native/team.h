@@ -1,0 +1,128 @@
+// Threads that work through numbered tasks together. Which thread runs a task never changes its result.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace sact {
+
+inline void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+class Team {
+  public:
+    explicit Team(int threads) : ranges_(threads), threads_(threads) {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+    }
+    ~Team() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+            awake_ = true;
+        }
+        wake_.notify_all();
+        for (auto &worker : workers_) worker.join();
+    }
+    int size() const { return threads_; }
+
+    // Between wake and rest the workers spin, so that a parallel step starts within a microsecond.
+    void wake() {
+        if (workers_.empty()) return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            awake_ = true;
+        }
+        wake_.notify_all();
+    }
+    void rest() { awake_ = false; }
+
+    // Run task(index, thread) for every index below `count`; returns when all are done. Each thread has a range of
+    // tasks of its own, the same one for equal counts, so that it finds its data in its cache; who is done helps.
+    template <class Task> void run(int count, const Task &task) {
+        if (count <= 0) return;
+        if (count == 1 || workers_.empty()) {
+            for (int i = 0; i < count; i++) task(i, 0);
+            return;
+        }
+        call_ = [](const void *context, int index, int thread) { (*static_cast<const Task *>(context))(index, thread); };
+        context_ = &task;
+        done_.store(0, std::memory_order_relaxed);
+        const uint64_t epoch = ++epoch_ << 40;
+        const int threads = size();
+        for (int t = 0; t < threads; t++) {
+            const uint64_t from = uint64_t(count) * t / threads, to = uint64_t(count) * (t + 1) / threads;
+            ranges_[t].word.store(epoch | to << 20 | from, std::memory_order_release);
+        }
+        while (take(0)) {
+        }
+        for (int spins = 0; done_.load(std::memory_order_acquire) != count; spins++) relax(spins);
+    }
+
+  private:
+    // One word holds epoch (24 bits), end (20) and next task (20) of a range: a task is taken by adding one to it, which
+    // fails for a worker that comes too late for this epoch.
+    static constexpr uint64_t kMask = (1u << 20) - 1;
+    struct alignas(64) Range {
+        std::atomic<uint64_t> word{0};
+    };
+
+    bool take(int thread) {
+        const int threads = size();
+        for (int i = 0; i < threads; i++) {
+            std::atomic<uint64_t> &range = ranges_[(thread + i) % threads].word;
+            uint64_t word = range.load(std::memory_order_acquire);
+            while ((word & kMask) < (word >> 20 & kMask)) {
+                if (range.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+                    call_(context_, int(word & kMask), thread);
+                    done_.fetch_add(1, std::memory_order_acq_rel);
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
+    static void relax(int spins) {
+        if (spins < 4000)
+            pause_briefly();
+        else
+            std::this_thread::yield();
+    }
+
+    void work(int thread) {
+        for (int spins = 0;; spins++) {
+            if (take(thread)) {
+                spins = 0;
+                continue;
+            }
+            if (!awake_.load(std::memory_order_acquire)) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [this] { return awake_.load(); });
+                spins = 0;
+            }
+            if (stop_.load(std::memory_order_acquire)) return;
+            relax(spins);
+        }
+    }
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<bool> awake_{false}, stop_{false};
+    std::vector<Range> ranges_;
+    const int threads_;
+    uint64_t epoch_ = 0;
+    alignas(64) std::atomic<int> done_{0};
+    void (*call_)(const void *, int, int) = nullptr;
+    const void *context_ = nullptr;
+};
+
+} // namespace sact
