@@ -31,6 +31,7 @@ python=$(find_python) || { apt_install python3 python3-venv && python=$(find_pyt
     exit 1
 }
 wanted="$("$python" --version) $(sha256sum pyproject.toml | cut -d' ' -f1)"
+kernel=$(cat setup.py src/sact/engines/native/* | sha256sum | cut -d' ' -f1)
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/dependencies 2>/dev/null || true)" != "$wanted" ]; then
     echo "setup: making .venv with $("$python" --version) (PyTorch and TensorFlow: some minutes, about 7 GB)"
     rm -rf .venv
@@ -41,7 +42,12 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/dependencies 2>/dev/null || true)
     fi
     .venv/bin/python -m pip install -q --disable-pip-version-check --upgrade pip
     .venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+    echo "$kernel" > .venv/kernel
     echo "$wanted" > .venv/dependencies
+elif [ "$(cat .venv/kernel 2>/dev/null || true)" != "$kernel" ]; then
+    echo "setup: compiling the CPU engine"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+    echo "$kernel" > .venv/kernel
 else
     echo "setup: .venv is up to date"
 fi

@@ -64,8 +64,9 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
     Args:
         model: a network of this library. A block whose norms are in training mode runs by the definition, since their
             statistics are over all positions; call `.eval()` for speed.
-        engine: "masked" (the definition: saves nothing), "gather" (PyTorch, any device), or "auto" (the fastest that
-            works here).
+        engine: "masked" (the definition: saves nothing), "gather" (PyTorch, any device), "native" (compiled, for
+            inference on the CPU in float32; everything else runs in "gather"), or "auto" (the fastest that works
+            here).
 
     Returns:
         A module with the model's call, and the same results within float tolerance.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -31,12 +33,26 @@ def choose(engine: Engine) -> str:
     """The name of an engine; "auto" stands for the fastest that works here.
 
     Raises:
-        InputError: there is no such engine.
+        InputError: there is no such engine, or its compiled part is missing.
     """
-    name = "gather" if engine == "auto" else engine
-    if name not in ENGINES:
+    if engine == "auto":
+        return "native" if _has_native() else "gather"
+    if engine not in ENGINES:
         raise InputError(f'engine is "{engine}", but it must be one of auto, {", ".join(ENGINES)}')
-    return name
+    return engine
+
+
+@lru_cache(maxsize=1)
+def _has_native() -> bool:
+    """Whether the CPU engine was compiled; warns, once, where it was not."""
+    from . import native
+
+    try:
+        native.library()
+    except InputError as error:
+        warnings.warn(f"{error}; the slower gather engine serves meanwhile", stacklevel=4)
+        return False
+    return True
 
 
 def prepare(model: Network, engine: str) -> Run:

@@ -37,6 +37,7 @@ ABI = 1
 _HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
 _MAX_KERNEL = 7
+_NOT_FINITE = 2
 
 
 class _Conv(Structure):
@@ -104,22 +105,16 @@ def library(isa: str | None = None) -> ctypes.CDLL:
         path = _path(name)
         if path is None:
             continue
-        loaded = ctypes.CDLL(str(path))
+        try:
+            loaded = ctypes.CDLL(str(path))
+        except OSError:  # for another system, or truncated
+            continue
         if loaded.sact_abi() == ABI and loaded.sact_supports(name.encode()):
             return _declare(loaded)
     raise InputError(
         f"there is no CPU kernel {chosen + ' ' if chosen else ''}for this machine: it is compiled when sact is "
         "installed and needs a C++17 compiler (g++ or clang); install one, then install sact again"
     )
-
-
-def available() -> bool:
-    """Whether a kernel was compiled for this processor."""
-    try:
-        library()
-    except (InputError, OSError):
-        return False
-    return True
 
 
 def _path(isa: str) -> Path | None:
@@ -212,6 +207,8 @@ class Packed:
             None if logits is None else logits.data_ptr(),
             results,
         )
+        if failed == _NOT_FINITE:
+            model.check_images(images)
         if failed:
             raise MemoryError(f"the CPU engine could not allocate memory for images {tuple(images.shape)}")
         ponder = Ponder(ponders, model.fixed_flops((height, width)))
@@ -350,7 +347,7 @@ def prepare(model: Network) -> Run:
             packed[:] = [Packed(model, watch)]
         if packed[0].watch.trains:
             return with_gradients(images, keep_distribution=keep_distribution)
-        model.check_images(images)
+        model.check_images(images, finite=False)
         return packed[0].run(model, images, keep_distribution)
 
     return torch.compiler.disable(run)  # type: ignore[no-any-return]

@@ -136,8 +136,13 @@ class Network(nn.Module):
         flops = conv_flops(stem_conv) * -(-size[0] // stride) * -(-size[1] // stride)
         return flops + (conv_flops(self.classifier) if self.classifier is not None else 0)
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise InputError, naming the value and the remedy, if `images` cannot be used."""
+    def check_images(self, images: Tensor, finite: bool = True) -> None:
+        """Raise InputError, naming the value and the remedy, if `images` cannot be used.
+
+        Args:
+            images: as `forward` takes them.
+            finite: also look for NaN and infinite values; an engine may look for them on its own way.
+        """
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise InputError(
@@ -168,7 +173,7 @@ class Network(nn.Module):
                 f"convert one of them, for instance images.to({parameter.dtype})"
             )
         on_cpu = images.device.type == "cpu"  # elsewhere the check would make the host wait for the device
-        if on_cpu and not torch.compiler.is_compiling() and not bool(torch.isfinite(images).all()):
+        if finite and on_cpu and not torch.compiler.is_compiling() and not bool(torch.isfinite(images).all()):
             index = tuple((~torch.isfinite(images)).nonzero()[0].tolist())
             raise InputError(
                 f"images hold NaN or infinite values, the first is {images[index].item()} at {index}; "

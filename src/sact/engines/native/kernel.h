@@ -49,9 +49,9 @@ template <int MR, int NV> void multiply(const Tile &tile) {
         const Vec bias = load(tile.bias + j * kWidth);
         for (int i = 0; i < MR; i++) acc[i][j] = bias;
     }
-    if (tile.add)
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) acc[i][j] += load(tile.out[i] + j * kWidth);
+    // What is added to, or overwritten, arrives from the outer caches while the products are summed.
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NV * kWidth; j += 16) __builtin_prefetch(tile.out[i] + j, 1, 3);
     const float *weights = tile.weights;
     const char *ahead = tile.ahead;
     for (int t = 0; t < tile.taps; t++) {
@@ -69,6 +69,9 @@ template <int MR, int NV> void multiply(const Tile &tile) {
                 for (int j = 0; j < NV; j++) acc[i][j] += row[i][k] * w[j];
         }
     }
+    if (tile.add)
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) acc[i][j] += load(tile.out[i] + j * kWidth);
     if (tile.slope != 1.0f)
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < NV; j++) acc[i][j] = activate(acc[i][j], tile.slope);

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
@@ -17,6 +19,7 @@
 namespace sact {
 
 constexpr size_t kL2 = 384 * 1024;  // bytes of rows that one task works through again for each panel of weights
+constexpr int kMaxTaps = 49;
 constexpr double kSmall = 40000;    // multiply-adds below which a step is not worth sharing out
 
 constexpr size_t kHugePage = 2 << 20;
@@ -80,6 +83,16 @@ struct Pointwise {
         }
     }
     bool identity() const { return scale.empty() && slope == 1.0f; }
+    void row(const float *from, float *to, int count) const {
+        if (!scale.empty() && slope == 0.0f) {
+            for (int c = 0; c < count; c += kWidth) {
+                const Vec v = load(from + c) * load(&scale[c]) + load(&shift[c]);
+                store(to + c, v > 0.0f ? v : Vec{});
+            }
+            return;
+        }
+        for (int c = 0; c < count; c += kWidth) store(to + c, (*this)(from, c));
+    }
     Vec operator()(const float *row, int c) const {
         Vec v = load(row + c);
         if (!scale.empty()) v = v * load(&scale[c]) + load(&shift[c]);
@@ -135,6 +148,7 @@ struct Score {
     bool local;
     Pointwise local_before, global_before;
     std::vector<float> local_weight, global_weight; // [9, channels], [channels]
+    float local_constant[9] = {};                   // what each tap adds where it lies inside the picture
     float bias;
 
     Score(const SactScore &from, int channels)
@@ -146,6 +160,14 @@ struct Score {
         local_weight.assign(9 * width, 0.0f);
         for (int t = 0; t < 9; t++)
             for (int c = 0; c < channels; c++) local_weight[t * width + c] = from.local_weight[c * 9 + t];
+        if (local_before.slope != 1.0f || local_before.scale.empty()) return;
+        // A norm alone goes into the weights; its shift counts for taps inside the picture only.
+        for (int t = 0; t < 9; t++)
+            for (int c = 0; c < channels; c++) {
+                local_constant[t] += local_weight[t * width + c] * local_before.shift[c];
+                local_weight[t * width + c] *= local_before.scale[c];
+            }
+        local_before = Pointwise();
     }
 };
 
@@ -184,14 +206,14 @@ struct Session {
     Team team;
     pid_t process;
     std::vector<Buffer> scratch; // of each thread
-    Buffer images, state[2], output, rows[3], sums, frozen, mean, small;
+    Buffer images, state[2], output, rows[3], prepared, sums, frozen, mean, small;
     Buffer cumulative, remainder;
     // Per reach: listed positions, their cells, and for each cell the row of a compact buffer that holds it.
     Index listed[8], map, cells, next, units, forced;
     std::vector<uint8_t> mask[2];
     int64_t bytes() const {
         int64_t total = 0;
-        for (const Buffer *b : {&images, &state[0], &state[1], &output, &rows[0], &rows[1], &rows[2], &sums, &frozen,
+        for (const Buffer *b : {&images, &state[0], &state[1], &output, &rows[0], &rows[1], &rows[2], &prepared, &sums, &frozen,
                                 &mean, &small, &cumulative, &remainder})
             total += int64_t(b->bytes());
         for (const Buffer &b : scratch) total += int64_t(b.bytes());
@@ -222,51 +244,79 @@ struct Target {
 // Ranges of about equal length.
 int part(int total, int parts, int index) { return int(int64_t(total) * index / parts); }
 
+// Share `count` rows out in pieces of a fixed length.
+template <class Work> void over_rows(Session &s, int count, int piece, bool alone, const Work &work) {
+    const int tasks = (count + piece - 1) / piece;
+    auto task = [&](int i, int) { work(i * piece, std::min(count, (i + 1) * piece)); };
+    if (alone)
+        for (int i = 0; i < tasks; i++) task(i, 0);
+    else
+        s.team.run(tasks, task);
+}
+
+// How a convolution is cut into tasks: chunks of rows times groups of panels.
+struct Cut {
+    int chunks = 1, groups = 1;
+};
+
+Cut cut(const Conv &conv, int count, int threads) {
+    const double row_floats = conv.depth + padded(conv.out);
+    const double weight_floats = double(conv.taps) * conv.depth * padded(conv.out);
+    const int tiles = (count + kRows - 1) / kRows;
+    Cut result;
+    result.chunks = std::max(1, int(count * row_floats * sizeof(float) / kL2));
+    if (threads == 1) return result;
+    // Enough tasks for cores of unequal speed, none of them tiny; and what is larger is split first, rows or panels of
+    // weights, so that each core reads its own part.
+    const int wanted = std::max(1, std::min(8 * threads, int(count * weight_floats / kSmall)));
+    const bool panels_first = weight_floats > count * row_floats;
+    if (panels_first) result.groups = std::min(conv.panels, wanted);
+    while (result.groups > 1 && conv.panels % result.groups) result.groups--;
+    const int rest = (wanted + result.groups - 1) / result.groups;
+    result.chunks = std::min(tiles, std::max(result.chunks, rest));
+    if (result.chunks > threads) result.chunks -= result.chunks % threads; // the same rows for the same core
+    if (!panels_first && result.chunks < threads) result.groups = std::min(conv.panels, wanted / result.chunks + 1);
+    return result;
+}
+
 // out = conv(before(in)) at `count` rows. `before` is applied to single-tap sources only.
-void convolve(Session &s, const Conv &conv, const Source &in, const Target &out, int count,
+void convolve(Session &s, const Conv &conv, Source in, const Target &out, int count,
               const Pointwise *before = nullptr) {
     if (count <= 0) return;
     if (before && before->identity()) before = nullptr;
-    const int threads = s.team.size();
     const double work = double(count) * conv.taps * conv.depth * padded(conv.out);
-    const size_t row_bytes = sizeof(float) * (size_t(conv.depth) + padded(conv.out));
-    int chunk = std::max<int>(kRows, int(kL2 / row_bytes) / kRows * kRows);
-    int chunks = (count + chunk - 1) / chunk, groups = 1;
-    if (threads > 1 && work > kSmall * 4) {
-        // Few rows: share out the panels, so that each thread reads its own weights; many rows: the rows.
-        const int wanted = threads;
-        if (chunks < 4 * wanted) {
-            const int tiles = (count + kRows - 1) / kRows;
-            if (conv.panels % wanted == 0 || conv.panels >= 3 * wanted)
-                groups = std::min(conv.panels, conv.panels % wanted == 0 ? wanted : 3 * wanted);
-            else
-                chunks = std::max(chunks, std::min(tiles, 3 * wanted));
-        }
-    } else if (work <= kSmall * 4) {
-        groups = 1;
-    }
-    const bool inline_run = work <= kSmall * 4;
-    const int tasks = chunks * groups;
+    const bool alone = s.team.size() == 1 || work < kSmall;
+    const Cut parts = cut(conv, count, alone ? 1 : s.team.size());
+    const int tasks = parts.chunks * parts.groups;
     const int width = row_stride(conv.depth), used = padded(conv.depth);
+    if (before && parts.groups > 1) { // every group would do it again
+        float *rows = s.prepared.need(size_t(count) * width);
+        over_rows(s, count, std::max(8, count / (4 * s.team.size())), double(count) * width < kSmall,
+                  [&](int a, int b) {
+                      for (int m = a; m < b; m++)
+                          before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, rows + size_t(m) * width,
+                                      used);
+                  });
+        in = Source{rows, size_t(width)};
+        before = nullptr;
+    }
     auto task = [&](int index, int thread) {
-        const int group = index / chunks, piece = index % chunks;
-        const int from = part(count, chunks, piece), to = part(count, chunks, piece + 1);
+        const int group = index / parts.chunks, piece = index % parts.chunks;
+        const int from = part(count, parts.chunks, piece), to = part(count, parts.chunks, piece + 1);
         if (from == to) return;
         const float *prepared = nullptr;
         if (before) {
             float *scratch = s.scratch[thread].need(size_t(to - from) * width);
-            for (int m = from; m < to; m++) {
-                const float *row = in.base + size_t(in.rows ? in.rows[m] : m) * in.stride;
-                float *copy = scratch + size_t(m - from) * width;
-                for (int c = 0; c < used; c += kWidth) store(copy + c, (*before)(row, c));
-            }
+            for (int m = from; m < to; m++)
+                before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, scratch + size_t(m - from) * width,
+                            used);
             prepared = scratch;
         }
         const int tiles = (to - from + kRows - 1) / kRows;
-        const float *rows[kRows * 64];
-        float *outs[kRows];
         const size_t panel_bytes = sizeof(float) * kPanel * conv.taps * conv.depth;
-        const int first = part(conv.panels, groups, group), last = part(conv.panels, groups, group + 1);
+        const float *rows[kRows * kMaxTaps];
+        float *outs[kRows];
+        const int first = part(conv.panels, parts.groups, group), last = part(conv.panels, parts.groups, group + 1);
         for (int panel = first; panel < last; panel++) {
             for (int i = 0; i < tiles; i++) {
                 const int m0 = from + part(to - from, tiles, i), m1 = from + part(to - from, tiles, i + 1);
@@ -285,26 +335,15 @@ void convolve(Session &s, const Conv &conv, const Source &in, const Target &out,
                         *row++ = in.base + size_t(in.rows ? in.rows[m] : m) * in.stride;
                     }
                 }
-                const size_t bytes = panel_bytes / tiles;
                 multiply(Tile{rows, conv.taps, conv.depth, conv.panel(panel), &conv.bias[panel * kPanel], outs,
                               out.add, out.slope,
-                              reinterpret_cast<const char *>(conv.panel(panel + 1)) + i * bytes,
+                              reinterpret_cast<const char *>(conv.panel(panel + 1)) + i * (panel_bytes / tiles),
                               sizeof(float) * kPanel / tiles},
                          m1 - m0, conv.vectors(panel));
             }
         }
     };
-    if (inline_run)
-        for (int i = 0; i < tasks; i++) task(i, 0);
-    else
-        s.team.run(tasks, task);
-}
-
-// Share `count` rows out in pieces of a fixed length.
-template <class Work> void over_rows(Session &s, int count, int piece, bool small, const Work &work) {
-    const int tasks = (count + piece - 1) / piece;
-    auto task = [&](int i, int) { work(i * piece, std::min(count, (i + 1) * piece)); };
-    if (small)
+    if (alone)
         for (int i = 0; i < tasks; i++) task(i, 0);
     else
         s.team.run(tasks, task);
@@ -491,8 +530,7 @@ class BlockRun {
     void pointwise(const Pointwise &layers, const float *from, float *to, int count, size_t stride, int width) {
         over_rows(s_, count, 64, double(count) * stride < kSmall, [&](int a, int b) {
             for (int m = a; m < b; m++)
-                for (int c = 0; c < width; c += kWidth)
-                    store(to + m * stride + c, layers(from + m * stride, c));
+                layers.row(from + m * stride, to + m * stride, width);
         });
     }
 
@@ -587,7 +625,7 @@ class BlockRun {
             over_rows(s_, int(rows.size()), 64, double(rows.size()) * stride_ < kSmall, [&](int a, int b) {
                 for (int m = a; m < b; m++) {
                     const float *from = state_ + size_t(rows[m]) * stride_;
-                    for (size_t c = 0; c < width_; c += kWidth) store(to + m * stride_ + c, (*before)(from, int(c)));
+                    before->row(from, to + m * stride_, int(width_));
                 }
             });
             input = to;
@@ -840,22 +878,40 @@ class BlockRun {
     // The local term of a score: a 3x3 convolution to one channel at one position.
     float local(const Score &score, int row) const {
         const int p = row % out_.area(), y = p / out_.width, x = p % out_.width;
-        const Pointwise &before = score.local_before;
-        Vec total[2] = {};
-        for (int v = -1; v <= 1; v++)
-            for (int w = -1; w <= 1; w++) {
-                if (y + v < 0 || y + v >= out_.height || x + w < 0 || x + w >= out_.width) continue;
-                const float *from = state_ + (size_t(row) + v * out_.width + w) * stride_;
-                const float *weight = &score.local_weight[((v + 1) * 3 + w + 1) * width_];
-                if (before.slope == 1.0f && !before.scale.empty()) {
-                    for (size_t c = 0; c < width_; c += kWidth)
-                        total[c / kWidth & 1] +=
-                            (load(from + c) * load(&before.scale[c]) + load(&before.shift[c])) * load(weight + c);
-                } else {
-                    for (size_t c = 0; c < width_; c += kWidth) total[c / kWidth & 1] += before(from, int(c)) * load(weight + c);
-                }
+        const float *from[9], *weight[9];
+        int taps = 0;
+        float constant = 0.0f;
+        for (int t = 0; t < 9; t++) {
+            const int v = y + t / 3 - 1, w = x + t % 3 - 1;
+            if (v < 0 || v >= out_.height || w < 0 || w >= out_.width) continue;
+            from[taps] = state_ + (size_t(row) + (t / 3 - 1) * out_.width + t % 3 - 1) * stride_;
+            weight[taps++] = &score.local_weight[size_t(t) * width_];
+            constant += score.local_constant[t];
+        }
+        const int width = int(width_);
+        if (score.local_before.identity())
+            return constant + (taps == 9 ? dot<9>(from, weight, width) : dot<0>(from, weight, width, taps));
+        Vec total = {};
+        for (int c = 0; c < width; c += kWidth)
+            for (int t = 0; t < taps; t++) total += score.local_before(from[t], c) * load(weight[t] + c);
+        return constant + sum(total);
+    }
+
+    // The sum of products of `taps` pairs of rows; Taps: their number where it is known.
+    template <int Taps>
+    static float dot(const float *const *from, const float *const *weight, int width, int taps = Taps) {
+        Vec a = {}, b = {}, c = {};
+        for (int i = 0; i < width; i += kWidth) {
+            int t = 0;
+#pragma GCC unroll 3
+            for (; t + 3 <= (Taps ? Taps : taps); t += 3) {
+                a += load(from[t] + i) * load(weight[t] + i);
+                b += load(from[t + 1] + i) * load(weight[t + 1] + i);
+                c += load(from[t + 2] + i) * load(weight[t + 2] + i);
             }
-        return sum(total[0] + total[1]);
+            for (; t < (Taps ? Taps : taps); t++) a += load(from[t] + i) * load(weight[t] + i);
+        }
+        return sum(a + b + c);
     }
 };
 
@@ -885,7 +941,8 @@ Grid max_pool(Session &s, const float *from, float *to, Grid in, size_t stride, 
     return out;
 }
 
-void run(const SactModel &model, Session &s, const float *images, const int64_t strides[4], int n, int height,
+// False where an image holds NaN or infinite values.
+bool run(const SactModel &model, Session &s, const float *images, const int64_t strides[4], int n, int height,
          int width, float *logits, const SactBlockResult *results) {
     // The stem reads pixels with their zeros around them, channels last.
     const Conv &stem = *model.stem;
@@ -893,18 +950,26 @@ void run(const SactModel &model, Session &s, const float *images, const int64_t 
     const Grid pixels{n, height + stem.kernel + 1, width + stem.kernel + 1, 0};
     const int depth = stem.in;
     float *input = s.images.need(size_t(pixels.positions() + stem.kernel) * depth);
+    std::atomic<bool> finite{true};
     over_rows(s, n * pixels.height, 8, false, [&](int a, int b) {
         for (int line = a; line < b; line++) {
             const int i = line / pixels.height, y = line % pixels.height - top;
             float *to = input + size_t(line) * pixels.width * depth;
             std::fill(to, to + size_t(pixels.width) * depth, 0.0f);
             if (y < 0 || y >= height) continue;
+            float check = 0.0f; // 0 * x is 0 for every finite x
             for (int c = 0; c < depth; c++) {
                 const float *from = images + i * strides[0] + c * strides[1] + y * strides[2];
-                for (int x = 0; x < width; x++) to[(x + left) * depth + c] = from[x * strides[3]];
+                for (int x = 0; x < width; x++) {
+                    const float value = from[x * strides[3]];
+                    to[(x + left) * depth + c] = value;
+                    check += 0.0f * value;
+                }
             }
+            if (!(check == 0.0f)) finite = false;
         }
     });
+    if (!finite) return false;
     Grid grid{n, stem.result(height), stem.result(width), 0};
     size_t stride = row_stride(stem.out);
     float *x = s.state[0].need(size_t(grid.positions() + 1) * stride);
@@ -935,7 +1000,7 @@ void run(const SactModel &model, Session &s, const float *images, const int64_t 
                     std::copy_n(x + m * stride, channels, results[b].features + size_t(m) * channels);
             });
     }
-    if (!logits || !model.classes) return;
+    if (!logits || !model.classes) return true;
     float *pooled = s.mean.need(size_t(n) * stride);
     s.team.run(n, [&](int i, int) {
         float *to = pooled + size_t(i) * stride;
@@ -952,6 +1017,7 @@ void run(const SactModel &model, Session &s, const float *images, const int64_t 
     float *scores = s.sums.need(size_t(n) * wide);
     convolve(s, *model.classifier, Source{pooled, stride}, {scores, wide}, n);
     for (int i = 0; i < n; i++) std::copy_n(scores + i * wide, model.classes, logits + size_t(i) * model.classes);
+    return true;
 }
 
 } // namespace sact
@@ -971,15 +1037,16 @@ int sact_run(SactModel *model, const float *images, const int64_t strides[4], in
     try {
         std::unique_ptr<Session> session = model->borrow(std::max(1, threads));
         session->team.wake();
+        bool finite;
         try {
-            sact::run(*model, *session, images, strides, n, height, width, logits, blocks);
+            finite = sact::run(*model, *session, images, strides, n, height, width, logits, blocks);
         } catch (...) {
             session->team.rest();
             throw;
         }
         session->team.rest();
         model->give_back(std::move(session));
-        return 0;
+        return finite ? 0 : 2;
     } catch (...) {
         return 1; // memory is short
     }

@@ -80,7 +80,8 @@ struct SactModel;
 // Pack a network's weights; what was passed may be freed. Null where a dimension is impossible or memory is short.
 SACT_API SactModel *sact_pack(const SactNetwork *network);
 SACT_API void sact_free(SactModel *model);
-// Run images [n, in, height, width], given by strides in elements. logits: [n, classes] or null. 0 when done.
+// Run images [n, in, height, width], given by strides in elements. logits: [n, classes] or null.
+// 0 when done, 1 where memory is short, 2 where the images hold NaN or infinite values.
 SACT_API int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
                       int32_t width, int32_t threads, float *logits, SactBlockResult *blocks);
 // Bytes of working memory that the model keeps for its next runs.
