@@ -90,7 +90,7 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
     scenes = held_out_scenes(options.model, adaptive, options.scenes, options.data_dir)
     print(f"classifying {len(scenes)} held-out scenes on crops of {len(scenes.photographs)} held-out photographs ...")
     measured, examples = classify(adaptive, scenes, options.examples)
-    print("measuring the time of masked, gather and the plain network, in turns ...")
+    print("measuring the time of the engines and the plain network, in turns ...")
     plain = sact.from_pretrained(options.model, halting="none")
     timings = [time_batches(adaptive, plain, first_batches(scenes, size)) for size in BATCH_SIZES]
 

@@ -125,20 +125,21 @@ def histogram(shares: Sequence[float]) -> dict[str, Any]:
 
 def verdict(timing: dict[str, Any]) -> str:
     """Which is faster, as one sentence that follows from the quartiles of the ratio to the plain network's time."""
-    gather = next(row for row in timing["engines"] if row["name"] == "gather")
-    if gather["ratio"] is None:
+    engine = timing["engines"][-1]
+    name = engine["name"].capitalize()
+    if engine["ratio"] is None:
         return (
-            f"No time is given for gather: its output differs from the definition by {gather['difference']:.2g}, "
-            "so it did not do the same work."
+            f"No time is given for {engine['name']}: its output differs from the definition by "
+            f"{engine['difference']:.2g}, so it did not do the same work."
         )
-    lower, median, upper = (gather["ratio"][name] for name in ("lower_quartile", "median", "upper_quartile"))
+    lower, median, upper = (engine["ratio"][quartile] for quartile in ("lower_quartile", "median", "upper_quartile"))
     numbers = f"{median:.2f} times the plain network’s time (quartiles {lower:.2f} to {upper:.2f})"
     spent = f"{timing['flops_share']:.0%} of its FLOPs"
     if upper < 1:
-        return f"Gather is faster than the plain network: {numbers}, with {spent}."
+        return f"{name} is faster than the plain network: {numbers}, with {spent}."
     if lower > 1:
-        return f"The plain network is faster: gather takes {numbers}, although it needs only {spent}."
-    return f"Gather and the plain network are equally fast within the spread: {numbers}, with {spent}."
+        return f"The plain network is faster: {engine['name']} takes {numbers}, although it needs only {spent}."
+    return f"{name} and the plain network are equally fast within the spread: {numbers}, with {spent}."
 
 
 def longest(timing: dict[str, Any]) -> float:

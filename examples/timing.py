@@ -29,7 +29,7 @@ class Contender:
     """A way to run a network: what is timed.
 
     Attributes:
-        name: "plain", "masked" or "gather".
+        name: "plain", "masked", "gather" or "native".
         layout: memory layout of weights and images, the faster one for this contender.
         run: images to logits.
         difference: largest difference in a logit from the definition, over the batches that are timed.
@@ -55,6 +55,8 @@ def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tens
         prepare("masked", lambda model: sact.compile(model, "masked"), adaptive, batches, truth),
         prepare("gather", lambda model: sact.compile(model, "gather"), adaptive, batches, truth),
     ]
+    if sact.compile(adaptive).engine == "native":  # it was compiled when sact was installed
+        contenders.append(prepare("native", lambda model: sact.compile(model, "native"), adaptive, batches, truth))
     same = [contender for contender in contenders if contender.difference <= LIMIT]
     seconds: dict[str, list[float]] = {contender.name: [] for contender in same}
     rounds, stop = 0, time.perf_counter() + SECONDS

@@ -313,13 +313,13 @@ class Packed:
             ]
             blocks.append(_Block(len(units), self._array(_Unit, units)))
         stem_conv, *rest = model.stem
-        if len(rest) > 1 or (rest and not isinstance(rest[0], SameMaxPool2d)):
+        if not isinstance(stem_conv, nn.Conv2d) or len(rest) > 1 or (rest and not isinstance(rest[0], SameMaxPool2d)):
             raise Unsupported(f"the stem {model.stem}")
         description = _Network(
             _HALTING[model.config.halting], len(blocks), len(rest), 0, 0, model.config.eps,
             self._conv(stem_conv), self._array(_Block, blocks),
         )  # fmt: skip
-        if model.head is not None and model.classifier is not None:
+        if isinstance(model.head, nn.Sequential) and model.classifier is not None:
             layers = [layer for layer in model.head if not isinstance(layer, nn.AdaptiveAvgPool2d)]
             description.pool_first = isinstance(model.head[0], nn.AdaptiveAvgPool2d)
             description.before_classifier = self._pointwise(layers)
@@ -350,7 +350,7 @@ def prepare(model: Network) -> Run:
         model.check_images(images, finite=False)
         return packed[0].run(model, images, keep_distribution)
 
-    return torch.compiler.disable(run)  # type: ignore[no-any-return]
+    return torch.compiler.disable(run)
 
 
 def fits(images: Tensor) -> bool:
