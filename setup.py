@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -25,7 +26,7 @@ def extension(isa: str, width: int, rows: int, options: list[str]) -> Extension:
     return Extension(
         f"sact.engines._native_{isa}",
         [f"{NATIVE}/native.cpp"],
-        depends=[f"{NATIVE}/{name}.h" for name in ("native", "kernel", "team")],
+        depends=[str(path) for path in Path(NATIVE).glob("*.h")],
         define_macros=[("SACT_WIDTH", str(width)), ("SACT_ROWS", str(rows)), ("Py_LIMITED_API", "0x030A0000")],
         extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", *options],
         extra_link_args=["-pthread"],

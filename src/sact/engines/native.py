@@ -41,7 +41,8 @@ _NOT_FINITE = 2
 
 
 class _Conv(Structure):
-    _fields_ = [(name, c_int32) for name in ("inputs", "outputs", "kernel", "stride", "pad", "same")] + [
+    _fields_ = [
+        *((name, c_int32) for name in ("inputs", "outputs", "kernel", "stride", "pad", "same")),
         ("weight", c_void_p),
         ("bias", c_void_p),
     ]
@@ -66,7 +67,8 @@ class _Score(Structure):
 
 
 class _Unit(Structure):
-    _fields_ = [(name, c_int32) for name in ("n_stages", "shortcut", "preactivated", "stride", "before")] + [
+    _fields_ = [
+        *((name, c_int32) for name in ("n_stages", "shortcut", "preactivated", "stride", "before")),
         ("stages", POINTER(_Stage)),
         ("projection", POINTER(_Conv)),
         ("score", POINTER(_Score)),
@@ -78,7 +80,8 @@ class _Block(Structure):
 
 
 class _Network(Structure):
-    _fields_ = [(name, c_int32) for name in ("halting", "n_blocks", "stem_pool", "pool_first", "classes")] + [
+    _fields_ = [
+        *((name, c_int32) for name in ("halting", "n_blocks", "stem_pool", "pool_first", "classes")),
         ("eps", c_float),
         ("stem", _Conv),
         ("blocks", POINTER(_Block)),
@@ -162,9 +165,7 @@ class Packed:
             raise MemoryError("the CPU engine could not allocate its weights")
         weakref.finalize(self, self.library.sact_free, self.handle)
 
-    def run(
-        self, model: Network, images: Tensor, keep_distribution: bool
-    ) -> tuple[Tensor | list[Tensor], Ponder]:
+    def run(self, model: Network, images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
         """Run a batch; images float32 [N, C, H, W] of any strides."""
         count, _, height, width = images.shape
         sizes = _sizes(model, (height, width))

@@ -1,0 +1,456 @@
+// One block's run: its first unit everywhere, the others where positions are active, and the halting between them.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "convolve.h"
+#include "model.h"
+
+namespace sact {
+
+// One block's run: halting, position by position or image by image, as in halting.step.
+class BlockRun {
+  public:
+    BlockRun(Session &s, const SactModel &model, const std::vector<std::unique_ptr<Unit>> &units, Grid in,
+             const SactBlockResult &result)
+        : s_(s), model_(model), units_(units), in_(in), result_(result) {}
+
+    // From state rows [positions of `in`, channels] to the block's output; returns its grid.
+    Grid operator()(const float *x, size_t stride, float **output) {
+        first_unit(x, stride);
+        const bool adaptive = model_.halting != SACT_NONE;
+        if (!adaptive) {
+            for (size_t u = 1; u < units_.size(); u++) {
+                if (u == 1) start_sites();
+                branch(*units_[u]);
+            }
+            *output = state_;
+            return out_;
+        }
+        start();
+        for (size_t u = 0; u < units_.size(); u++) {
+            if (s_.sites.active().empty()) break;
+            if (u) branch(*units_[u]);
+            halt(*units_[u], int(u));
+        }
+        const int elements = model_.halting == SACT_IMAGES ? out_.n : out_.positions();
+        const float *remainder = s_.remainder.data();
+        for (int i = 0; i < elements; i++) {
+            if (result_.units) result_.units[i] = s_.units[i];
+            if (result_.cost) result_.cost[i] = float(s_.units[i]) + remainder[i];
+        }
+        *output = s_.output.data();
+        return out_;
+    }
+
+  private:
+    Session &s_;
+    const SactModel &model_;
+    const std::vector<std::unique_ptr<Unit>> &units_;
+    Grid in_, out_;
+    const SactBlockResult &result_;
+    float *state_ = nullptr;
+    size_t stride_ = 0, width_ = 0; // floats from row to row of the state, and of a row
+    int channels_ = 0;
+
+    // The first unit: everywhere, perhaps with a stride.
+    void first_unit(const float *x, size_t stride) {
+        const Unit &unit = *units_[0];
+        Grid grid = in_;
+        const float *input = x;
+        size_t in_stride = stride;
+        const Pointwise &preact = unit.stages[0]->before;
+        const bool wide_first = unit.stages[0]->conv.kernel > 1;
+        const bool keep_preact =
+            !preact.identity() && (wide_first || (unit.preactivated && unit.shortcut != SACT_CONVOLUTION));
+        const float *preactivated = x;
+        if (keep_preact) {
+            float *rows = s_.rows[2].need(size_t(grid.positions() + 1) * stride);
+            pointwise(preact, x, rows, grid.positions(), stride, padded(unit.stages[0]->conv.in));
+            preactivated = rows;
+        }
+        Grid out = grid;
+        for (const auto &stage : unit.stages) {
+            out.height = stage->conv.result(out.height);
+            out.width = stage->conv.result(out.width);
+        }
+        out_ = out;
+        for (const auto &each : units_)
+            for (const auto &stage : each->stages) out_.margin = std::max(out_.margin, stage->conv.kernel / 2);
+        out_.margin = std::max(out_.margin, 1); // for the scores
+        channels_ = unit.channels();
+        width_ = padded(channels_);
+        stride_ = row_stride(channels_);
+        // The state and the input may not share a buffer.
+        Buffer &buffer = s_.state[x == s_.state[0].data()];
+        state_ = buffer.need(size_t(out.positions() + 1) * stride_);
+        std::fill(state_ + size_t(out.positions()) * stride_, state_ + size_t(out.positions() + 1) * stride_, 0.0f);
+        shortcut(unit, keep_preact ? preactivated : x, keep_preact, in_stride, x);
+        int which = 0;
+        for (size_t i = 0; i < unit.stages.size(); i++) {
+            const Stage &stage = *unit.stages[i];
+            const bool last = i + 1 == unit.stages.size();
+            const Conv &conv = stage.conv;
+            Grid to = grid;
+            to.height = conv.result(grid.height);
+            to.width = conv.result(grid.width);
+            Target target;
+            if (last)
+                target = {state_, stride_, nullptr, true, 1.0f};
+            else {
+                const size_t width = row_stride(conv.out);
+                float *rows = s_.rows[which].need(size_t(to.positions() + 1) * width);
+                target = {rows, width, nullptr, false, unit.stages[i + 1]->before.slope};
+            }
+            Source source{i == 0 ? preactivated : input, in_stride};
+            const Pointwise *before = i == 0 && !keep_preact ? &preact : nullptr;
+            int32_t offsets[kMaxTaps];
+            if (conv.kernel > 1) {
+                zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
+                dense_map(conv, grid, to, offsets);
+                source.cells = s_.cells.data();
+                source.map = s_.map.data();
+                source.offsets = offsets;
+            } else if (conv.stride > 1) {
+                strided_rows(conv.stride, grid, to);
+                source.rows = s_.cells.data();
+            }
+            convolve(s_, conv, source, target, to.positions(), before);
+            input = target.base;
+            in_stride = target.stride;
+            grid = to;
+            which ^= 1;
+        }
+    }
+
+    static void zero_row(float *rows, int index, size_t stride) {
+        std::fill(rows + size_t(index) * stride, rows + size_t(index + 1) * stride, 0.0f);
+    }
+
+    void pointwise(const Pointwise &layers, const float *from, float *to, int count, size_t stride, int width) {
+        over_rows(s_, count, 64, double(count) * stride < kSmall, [&](int a, int b) {
+            for (int m = a; m < b; m++)
+                layers.row(from + m * stride, to + m * stride, width);
+        });
+    }
+
+    // For a dense convolution: the map of all cells of `from`, and the first cell of every output.
+    void dense_map(const Conv &conv, const Grid &from, const Grid &to, int32_t *offsets) {
+        Grid grid = from;
+        grid.margin = conv.kernel; // at least the padding on every side
+        s_.map.assign(grid.cells(), from.positions());
+        s_.cells.resize(to.positions());
+        for (int n = 0, row = 0; n < from.n; n++)
+            for (int y = 0; y < from.height; y++)
+                for (int x = 0; x < from.width; x++) s_.map[grid.cell(n, y, x)] = row++;
+        const int top = conv.before(from.height), left = conv.before(from.width);
+        for (int n = 0, m = 0; n < to.n; n++)
+            for (int y = 0; y < to.height; y++)
+                for (int x = 0; x < to.width; x++)
+                    s_.cells[m++] = grid.cell(n, y * conv.stride - top, x * conv.stride - left);
+        tap_offsets(conv, 0, grid.pitch(), offsets);
+    }
+
+    void strided_rows(int stride, const Grid &from, const Grid &to) {
+        s_.cells.resize(to.positions());
+        for (int n = 0, m = 0; n < to.n; n++)
+            for (int y = 0; y < to.height; y++)
+                for (int x = 0; x < to.width; x++)
+                    s_.cells[m++] = (n * from.height + y * stride) * from.width + x * stride;
+    }
+
+    // Put the first unit's shortcut where its state will be.
+    void shortcut(const Unit &unit, const float *rows, bool is_preactivated, size_t stride, const float *raw) {
+        const float *source = unit.preactivated ? rows : raw;
+        if (unit.shortcut == SACT_CONVOLUTION) {
+            Source in{source, stride};
+            strided_rows(unit.projection->stride, in_, out_);
+            in.rows = s_.cells.data();
+            const Pointwise *before = unit.preactivated && !is_preactivated ? &unit.stages[0]->before : nullptr;
+            convolve(s_, *unit.projection, in, {state_, stride_}, out_.positions(), before);
+            return;
+        }
+        const int step = unit.stride;
+        const bool average = unit.shortcut == SACT_POOL_PAD && step > 1;
+        const int in_channels = unit.stages[0]->conv.in;
+        over_rows(s_, out_.positions(), 64, double(out_.positions()) * stride_ < kSmall, [&](int a, int b) {
+            for (int m = a; m < b; m++) {
+                const int n = m / out_.area(), y = m % out_.area() / out_.width * step, x = m % out_.width * step;
+                float *to = state_ + size_t(m) * stride_;
+                if (unit.shortcut == SACT_IDENTITY) {
+                    const float *from = source + (size_t(n * in_.height + y) * in_.width + x) * stride;
+                    std::copy(from, from + width_, to);
+                    continue;
+                }
+                std::fill(to, to + width_, 0.0f);
+                float *put = to + unit.before;
+                const int y1 = average ? std::min(y + step, in_.height) : y + 1;
+                const int x1 = average ? std::min(x + step, in_.width) : x + 1;
+                for (int v = y; v < y1; v++)
+                    for (int w = x; w < x1; w++) {
+                        const float *from = source + (size_t(n * in_.height + v) * in_.width + w) * stride;
+                        for (int c = 0; c < in_channels; c++) put[c] += from[c];
+                    }
+                if (average) {
+                    const float share = 1.0f / float((y1 - y) * (x1 - x));
+                    for (int c = 0; c < in_channels; c++) put[c] *= share;
+                }
+            }
+        });
+    }
+
+    void start_sites() { s_.sites.start(out_); }
+
+    // A unit's branch at the active positions, added to the state there.
+    void branch(const Unit &unit) {
+        Sites &sites = s_.sites;
+        const int stages = int(unit.stages.size());
+        int reach = 0; // of the branch's input
+        for (const auto &stage : unit.stages) reach += stage->conv.kernel / 2;
+        const Pointwise *before = &unit.stages[0]->before;
+        const float *input = state_;
+        size_t in_stride = stride_;
+        const bool wide_first = unit.stages[0]->conv.kernel > 1;
+        if (wide_first) { // every input is read by several outputs: pre-activate it once
+            const Index &rows = sites.rows(reach);
+            float *to = s_.rows[2].need((rows.size() + 1) * stride_);
+            over_rows(s_, int(rows.size()), 64, double(rows.size()) * width_ < kSmall, [&](int a, int b) {
+                for (int m = a; m < b; m++)
+                    before->row(state_ + size_t(rows[m]) * stride_, to + size_t(m) * stride_, int(width_));
+            });
+            input = to;
+            before = nullptr;
+        }
+        for (int i = 0; i < stages; i++) {
+            const Conv &conv = unit.stages[i]->conv;
+            const int in_reach = reach;
+            reach -= conv.kernel / 2;
+            const Index &rows = sites.rows(reach);
+            Target target{state_, stride_, rows.data(), true};
+            if (i + 1 < stages) {
+                const size_t width = row_stride(conv.out);
+                float *to = s_.rows[i % 2].need((rows.size() + 1) * width);
+                target = {to, width, nullptr, false, unit.stages[i + 1]->before.slope};
+            }
+            Source source{input, in_stride};
+            int32_t offsets[kMaxTaps];
+            if (conv.kernel > 1) {
+                zero_row(const_cast<float *>(input), int(sites.rows(in_reach).size()), in_stride);
+                tap_offsets(conv, conv.kernel / 2, out_.pitch(), offsets);
+                source.cells = sites.cells(reach).data();
+                source.map = sites.map(in_reach).data();
+                source.offsets = offsets;
+            } else if (i == 0) {
+                source.rows = rows.data();
+            }
+            convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : nullptr);
+            input = target.base;
+            in_stride = target.stride;
+        }
+    }
+
+    // Everything is active and nothing has been spent.
+    void start() {
+        const int elements = model_.halting == SACT_IMAGES ? out_.n : out_.positions();
+        std::fill_n(s_.cumulative.need(elements), elements, 0.0f);
+        std::fill_n(s_.remainder.need(elements), elements, 1.0f);
+        s_.units.assign(elements, 0);
+        std::fill_n(s_.frozen.need(size_t(out_.n) * stride_), size_t(out_.n) * stride_, 0.0f);
+        start_sites();
+    }
+
+    // Sums of the channels over each image: of the rows that have halted, kept, and of the active ones, anew.
+    void means() {
+        const Index &active = s_.sites.active();
+        const int count = int(active.size()), piece = 64;
+        // A piece may hold the end of one image and the start of the next: cut pieces at images.
+        starts_.clear();
+        for (int m = 0; m < count;) {
+            const int image = active[m] / out_.area();
+            int end = std::min(count, m + piece);
+            if (active[end - 1] / out_.area() != image)
+                end = int(std::lower_bound(active.begin() + m, active.begin() + end, (image + 1) * out_.area()) -
+                          active.begin());
+            starts_.push_back(m);
+            m = end;
+        }
+        const int parts = int(starts_.size());
+        float *sums = s_.sums.need(size_t(parts) * stride_);
+        auto add = [&](int i, int) {
+            const int end = i + 1 < parts ? starts_[i + 1] : count;
+            float *to = sums + size_t(i) * stride_;
+            std::copy_n(state_ + size_t(active[starts_[i]]) * stride_, width_, to);
+            for (int m = starts_[i] + 1; m < end; m++) {
+                const float *from = state_ + size_t(active[m]) * stride_;
+                for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + load(from + c));
+            }
+        };
+        if (double(count) * stride_ < kSmall)
+            for (int i = 0; i < parts; i++) add(i, 0);
+        else
+            s_.team.run(parts, add);
+        float *mean = s_.mean.need(size_t(out_.n) * stride_);
+        std::copy_n(s_.frozen.data(), size_t(out_.n) * stride_, mean);
+        for (int i = 0; i < parts; i++) {
+            float *to = mean + size_t(active[starts_[i]] / out_.area()) * stride_;
+            for (size_t c = 0; c < width_; c += kWidth)
+                store(to + c, load(to + c) + load(sums + size_t(i) * stride_ + c));
+        }
+        const float share = 1.0f / float(out_.area());
+        for (size_t i = 0; i < size_t(out_.n) * stride_; i++) mean[i] *= share;
+    }
+    Index starts_;
+
+    // One turn of Algorithm 1 behind unit u: scores, weights, and who goes on.
+    void halt(const Unit &unit, int u) {
+        const Index &active = s_.sites.active();
+        const int area = out_.area(), count = int(active.size());
+        const bool images = model_.halting == SACT_IMAGES;
+        const Score *score = unit.score.get();
+        float *output = s_.output.need(size_t(out_.positions()) * stride_);
+        s_.goes_on.resize(count);
+        if (score) {
+            means();
+            global_terms(*score);
+            if (score->local) prepare_scores(*score);
+        }
+        const float *global = s_.global.data();
+        int32_t offsets[9];
+        for (int t = 0; t < 9; t++) offsets[t] = (t / 3 - 1) * out_.pitch() + t % 3 - 1;
+        if (images) {
+            weights_.assign(out_.n, 0.0f);
+            on_.assign(out_.n, 0);
+            for (int m = 0; m < count; m = next_image(m)) {
+                const int image = active[m] / area;
+                bool on;
+                weights_[image] = turn(image, score ? global[image] : 0.0f, u, score != nullptr, &on);
+                on_[image] = on;
+            }
+        }
+        auto work = [&](int a, int b) {
+            int image = -1, end = 0; // the image of this row, and the first row of the next
+            for (int m = a; m < b; m++) {
+                const int row = active[m];
+                if (row >= end) {
+                    image = row / area;
+                    end = (image + 1) * area;
+                }
+                float weight;
+                if (images) {
+                    weight = weights_[image];
+                    s_.goes_on[m] = on_[image];
+                } else {
+                    const float logit = score ? global[image] + local(*score, row, offsets) : 0.0f;
+                    bool on;
+                    weight = turn(row, logit, u, score != nullptr, &on);
+                    s_.goes_on[m] = on;
+                }
+                const float *x = state_ + size_t(row) * stride_;
+                float *to = output + size_t(row) * stride_;
+                if (u == 0)
+                    for (size_t c = 0; c < width_; c += kWidth) store(to + c, weight * load(x + c));
+                else
+                    for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + weight * load(x + c));
+            }
+        };
+        over_rows(s_, count, 32, double(count) * (width_ * 6 + 64) < kSmall, work);
+        if (!score) return;
+        float *frozen = s_.frozen.data();
+        for (int m = 0; m < count; m++) {
+            if (s_.goes_on[m]) continue;
+            const float *x = state_ + size_t(active[m]) * stride_;
+            float *to = frozen + size_t(active[m] / area) * stride_;
+            for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + load(x + c));
+        }
+        s_.sites.keep(s_.goes_on);
+    }
+    std::vector<float> weights_; // of images
+    std::vector<uint8_t> on_;
+
+    // What an element's score makes of its state, as halting.step; the weight p of this unit there.
+    float turn(int element, float logit, int u, bool scored, bool *goes_on) {
+        float &cumulative = s_.cumulative.data()[element], &remainder = s_.remainder.data()[element];
+        float h = 1.0f / (1.0f + std::exp(-logit));
+        if (result_.forced) h = result_.forced[element] == u + 1 ? 1.0f : 0.0f;
+        s_.units[element]++;
+        float weight = remainder;
+        *goes_on = false;
+        if (scored) {
+            cumulative += h;
+            if (cumulative < 1.0f - model_.eps) {
+                *goes_on = true;
+                weight = h;
+                remainder -= h;
+            }
+        }
+        if (result_.distribution) {
+            const int each = model_.halting == SACT_IMAGES ? 1 : out_.area();
+            const int image = element / each, at = element % each;
+            result_.distribution[(size_t(image) * units_.size() + u) * each + at] = weight;
+        }
+        return weight;
+    }
+
+    // The first active row of the image behind that of row m of the active ones.
+    int next_image(int m) const {
+        const Index &active = s_.sites.active();
+        const int end = (active[m] / out_.area() + 1) * out_.area();
+        return int(std::lower_bound(active.begin() + m, active.end(), end) - active.begin());
+    }
+
+    // The global term of every image that has active positions.
+    void global_terms(const Score &score) {
+        const Index &active = s_.sites.active();
+        float *global = s_.global.need(out_.n);
+        for (int m = 0; m < int(active.size()); m = next_image(m)) {
+            const int image = active[m] / out_.area();
+            const float *mean = s_.mean.data() + size_t(image) * stride_;
+            Vec total = {};
+            for (size_t c = 0; c < width_; c += kWidth)
+                total += score.global_before(mean, int(c)) * load(&score.global_weight[c]);
+            global[image] = sum(total) + score.bias;
+        }
+    }
+
+    // What the scores' 3x3 convolutions read: the state, or where layers stand before them that are not in the weights,
+    // what those make of it.
+    void prepare_scores(const Score &score) {
+        scored_ = state_;
+        if (score.local_before.identity()) return;
+        const Index &rows = s_.sites.rows(1);
+        float *to = s_.activated.need(size_t(out_.positions() + 1) * stride_);
+        over_rows(s_, int(rows.size()), 64, double(rows.size()) * width_ < kSmall, [&](int a, int b) {
+            for (int m = a; m < b; m++)
+                score.local_before.row(state_ + size_t(rows[m]) * stride_, to + size_t(rows[m]) * stride_, int(width_));
+        });
+        zero_row(to, out_.positions(), stride_);
+        scored_ = to;
+    }
+    const float *scored_ = nullptr;
+
+    // The local term of a score: a 3x3 convolution to one channel at one position.
+    float local(const Score &score, int row, const int32_t *offsets) const {
+        const int32_t *map = s_.sites.all_map().data() + s_.sites.all_cells()[row];
+        const int outside = out_.positions();
+        const float *from[9];
+        float constant = 0.0f;
+        for (int t = 0; t < 9; t++) {
+            const int at = map[offsets[t]];
+            from[t] = scored_ + size_t(at) * stride_;
+            constant += at == outside ? 0.0f : score.local_constant[t];
+        }
+        const float *weight = score.local_weight.data();
+        Vec a = {}, b = {}, c = {};
+        for (size_t i = 0; i < width_; i += kWidth) {
+#pragma GCC unroll 3
+            for (int t = 0; t < 9; t += 3) {
+                a += load(from[t] + i) * load(weight + t * width_ + i);
+                b += load(from[t + 1] + i) * load(weight + (t + 1) * width_ + i);
+                c += load(from[t + 2] + i) * load(weight + (t + 2) * width_ + i);
+            }
+        }
+        return constant + sum(a + b + c);
+    }
+};
+
+} // namespace sact

@@ -1,0 +1,177 @@
+// A convolution at listed rows, cut into tasks for the threads of a team.
+#pragma once
+#include <unistd.h>
+
+#include <vector>
+
+#include "sites.h"
+#include "team.h"
+#include "weights.h"
+
+namespace sact {
+
+constexpr size_t kL2 = 384 * 1024; // bytes of rows that one task works through again for each panel of weights
+constexpr double kSmall = 40000;   // multiply-adds below which a step is not worth sharing out
+
+// Floats from one row to the next: not a multiple of the distance at which addresses share a set of the first cache.
+inline int row_stride(int channels) {
+    const int width = padded(channels);
+    return width % 512 ? width : width + 16;
+}
+
+// What one run works in; kept for the next one.
+struct Session {
+    explicit Session(int threads) : team(threads), process(getpid()), scratch(threads) {}
+    Team team;
+    pid_t process;
+    Buffer images, state[2], output, rows[3], prepared, activated, sums, frozen, mean, global, cumulative, remainder;
+    std::vector<Buffer> scratch; // of each thread
+    Sites sites;
+    Index map, cells, units;
+    std::vector<uint8_t> goes_on;
+
+    int64_t bytes() const {
+        size_t total = 0;
+        for (const Buffer *buffer : {&images, &state[0], &state[1], &output, &rows[0], &rows[1], &rows[2], &prepared,
+                                     &activated, &sums, &frozen, &mean, &global, &cumulative, &remainder})
+            total += buffer->bytes();
+        for (const Buffer &buffer : scratch) total += buffer.bytes();
+        total += (map.capacity() + cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
+        return int64_t(total) + sites.bytes();
+    }
+};
+
+// Where a convolution's rows are: tap t of output m is row map[cells[m] + offsets[t]] (or cells[m] + offsets[t] without
+// a map), or row rows[m] (or m) where there is one tap.
+struct Source {
+    const float *base;
+    size_t stride;
+    const int32_t *rows = nullptr;
+    const int32_t *cells = nullptr, *map = nullptr;
+    const int32_t *offsets = nullptr;
+};
+
+struct Target {
+    float *base;
+    size_t stride;
+    const int32_t *rows = nullptr; // null: row m
+    bool add = false;
+    float slope = 1.0f;
+};
+
+// Ranges of about equal length.
+inline int part(int total, int parts, int index) { return int(int64_t(total) * index / parts); }
+
+// Share `count` rows out in pieces of a fixed length.
+template <class Work> void over_rows(Session &s, int count, int piece, bool alone, const Work &work) {
+    const int tasks = (count + piece - 1) / piece;
+    auto task = [&](int i, int) { work(i * piece, std::min(count, (i + 1) * piece)); };
+    if (alone)
+        for (int i = 0; i < tasks; i++) task(i, 0);
+    else
+        s.team.run(tasks, task);
+}
+
+// How a convolution is cut into tasks: chunks of rows times groups of panels.
+struct Cut {
+    int chunks = 1, groups = 1;
+};
+
+inline Cut cut(const Conv &conv, int count, int threads) {
+    const double row_floats = conv.depth + padded(conv.out);
+    const double weight_floats = double(conv.taps) * conv.depth * padded(conv.out);
+    const int tiles = (count + kRows - 1) / kRows;
+    Cut result;
+    result.chunks = std::max(1, int(count * row_floats * sizeof(float) / kL2));
+    if (threads == 1) return result;
+    // Enough tasks for cores of unequal speed, none of them tiny; and what is larger is split first, rows or panels of
+    // weights, so that each core reads its own part.
+    const int wanted = std::max(1, std::min(8 * threads, int(count * weight_floats / kSmall)));
+    const bool panels_first = weight_floats > count * row_floats;
+    if (panels_first) result.groups = std::min(conv.panels, wanted);
+    while (result.groups > 1 && conv.panels % result.groups) result.groups--;
+    const int rest = (wanted + result.groups - 1) / result.groups;
+    result.chunks = std::min(tiles, std::max(result.chunks, rest));
+    if (result.chunks > threads) result.chunks -= result.chunks % threads; // the same rows for the same core
+    if (!panels_first && result.chunks < threads) result.groups = std::min(conv.panels, wanted / result.chunks + 1);
+    return result;
+}
+
+// out = conv(before(in)) at `count` rows. `before` is applied to single-tap sources only.
+inline void convolve(Session &s, const Conv &conv, Source in, const Target &out, int count,
+              const Pointwise *before = nullptr) {
+    if (count <= 0) return;
+    if (before && before->identity()) before = nullptr;
+    const double work = double(count) * conv.taps * conv.depth * padded(conv.out);
+    const bool alone = s.team.size() == 1 || work < kSmall;
+    const Cut parts = cut(conv, count, alone ? 1 : s.team.size());
+    const int tasks = parts.chunks * parts.groups;
+    const int width = row_stride(conv.depth), used = padded(conv.depth);
+    if (before && parts.groups > 1) { // every group would do it again
+        float *rows = s.prepared.need(size_t(count) * width);
+        over_rows(s, count, std::max(8, count / (4 * s.team.size())), double(count) * width < kSmall,
+                  [&](int a, int b) {
+                      for (int m = a; m < b; m++)
+                          before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, rows + size_t(m) * width,
+                                      used);
+                  });
+        in = Source{rows, size_t(width)};
+        before = nullptr;
+    }
+    auto task = [&](int index, int thread) {
+        const int group = index / parts.chunks, piece = index % parts.chunks;
+        const int from = part(count, parts.chunks, piece), to = part(count, parts.chunks, piece + 1);
+        if (from == to) return;
+        const float *prepared = nullptr;
+        if (before) {
+            float *scratch = s.scratch[thread].need(size_t(to - from) * width);
+            for (int m = from; m < to; m++)
+                before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, scratch + size_t(m - from) * width,
+                            used);
+            prepared = scratch;
+        }
+        const int tiles = (to - from + kRows - 1) / kRows;
+        const size_t panel_bytes = sizeof(float) * kPanel * conv.taps * conv.depth;
+        const float *rows[kRows * kMaxTaps];
+        float *outs[kRows];
+        const int first = part(conv.panels, parts.groups, group), last = part(conv.panels, parts.groups, group + 1);
+        for (int panel = first; panel < last; panel++) {
+            for (int i = 0; i < tiles; i++) {
+                const int m0 = from + part(to - from, tiles, i), m1 = from + part(to - from, tiles, i + 1);
+                const float **row = rows;
+                for (int m = m0; m < m1; m++) {
+                    outs[m - m0] = out.base + size_t(out.rows ? out.rows[m] : m) * out.stride + panel * kPanel;
+                    if (prepared) {
+                        *row++ = prepared + size_t(m - from) * width;
+                    } else if (in.map) {
+                        const int32_t *map = in.map + in.cells[m];
+                        for (int t = 0; t < conv.taps; t++) *row++ = in.base + size_t(map[in.offsets[t]]) * in.stride;
+                    } else if (in.cells) {
+                        for (int t = 0; t < conv.taps; t++)
+                            *row++ = in.base + size_t(in.cells[m] + in.offsets[t]) * in.stride;
+                    } else {
+                        *row++ = in.base + size_t(in.rows ? in.rows[m] : m) * in.stride;
+                    }
+                }
+                multiply(Tile{rows, conv.taps, conv.depth, conv.panel(panel), &conv.bias[panel * kPanel], outs,
+                              out.add, out.slope,
+                              reinterpret_cast<const char *>(conv.panel(panel + 1)) + i * (panel_bytes / tiles),
+                              sizeof(float) * kPanel / tiles},
+                         m1 - m0, conv.vectors(panel));
+            }
+        }
+    };
+    if (alone)
+        for (int i = 0; i < tasks; i++) task(i, 0);
+    else
+        s.team.run(tasks, task);
+}
+
+// How far the rows that a convolution reads lie from the cell of its output, in a grid of this pitch. `before`: zeros
+// before the picture that the convolution sees.
+inline void tap_offsets(const Conv &conv, int before, int pitch, int32_t *offsets) {
+    for (int y = 0; y < conv.kernel; y++)
+        for (int x = 0; x < conv.kernel; x++) *offsets++ = (y - before) * pitch + x - before;
+}
+
+} // namespace sact

@@ -1,0 +1,140 @@
+// A network's weights in the layout in which the kernel reads them.
+#pragma once
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "kernel.h"
+#include "memory.h"
+#include "native.h"
+
+namespace sact {
+
+constexpr int kMaxTaps = 49;
+
+inline int padded(int channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
+
+// Values padded with zeros to whole vectors.
+inline std::vector<float> copy(const float *values, int count) {
+    std::vector<float> result(padded(count), 0.0f);
+    if (values) std::copy(values, values + count, result.begin());
+    return result;
+}
+
+struct Pointwise {
+    std::vector<float> scale, shift; // padded with zeros, so that padding channels stay zero
+    float slope = 1.0f;
+
+    Pointwise() = default;
+    Pointwise(const SactPointwise &from, int channels) : slope(from.slope) {
+        if (from.scale) {
+            scale = copy(from.scale, channels);
+            shift = copy(from.shift, channels);
+        }
+    }
+    bool identity() const { return scale.empty() && slope == 1.0f; }
+    void row(const float *from, float *to, int count) const {
+        if (!scale.empty() && slope == 0.0f) {
+            for (int c = 0; c < count; c += kWidth) {
+                const Vec v = load(from + c) * load(&scale[c]) + load(&shift[c]);
+                store(to + c, v > 0.0f ? v : Vec{});
+            }
+            return;
+        }
+        for (int c = 0; c < count; c += kWidth) store(to + c, (*this)(from, c));
+    }
+    Vec operator()(const float *row, int c) const {
+        Vec v = load(row + c);
+        if (!scale.empty()) v = v * load(&scale[c]) + load(&shift[c]);
+        return slope == 1.0f ? v : activate(v, slope);
+    }
+};
+
+struct Conv {
+    int in, out, kernel, stride, pad;
+    bool same;
+    int taps, depth; // rows that an output reads, and numbers it reads of each
+    int panels, last_vectors;
+    Buffer weights;
+    std::vector<float> bias;
+
+    // `joined`: a tap is a whole kernel row of neighbouring positions, whose channels lie one behind the other.
+    Conv(const SactConv &from, bool joined = false)
+        : in(from.in), out(from.out), kernel(from.kernel), stride(from.stride), pad(from.pad), same(from.same != 0),
+          taps(joined ? from.kernel : from.kernel * from.kernel), depth(joined ? from.kernel * from.in : from.in),
+          bias(copy(from.bias, from.out)) {
+        const int width = padded(out);
+        panels = (width + kPanel - 1) / kPanel;
+        last_vectors = (width - (panels - 1) * kPanel) / kWidth;
+        const size_t column = size_t(taps) * depth;
+        float *to = weights.need(column * width);
+        for (int panel = 0; panel < panels; panel++) {
+            const int columns = vectors(panel) * kWidth;
+            for (size_t k = 0; k < column; k++)
+                for (int j = 0; j < columns; j++, to++) {
+                    const int o = panel * kPanel + j, tap = int(k) / in, c = int(k) % in;
+                    *to = o < out ? from.weight[(size_t(o) * in + c) * kernel * kernel + tap] : 0.0f;
+                }
+        }
+    }
+    int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
+    const float *panel(int index) const { return weights.data() + size_t(index) * kPanel * taps * depth; }
+    int before(int size) const {
+        if (!same) return pad;
+        return std::max(((size + stride - 1) / stride - 1) * stride + kernel - size, 0) / 2;
+    }
+    int result(int size) const {
+        return same ? (size + stride - 1) / stride : (size + 2 * pad - kernel) / stride + 1;
+    }
+};
+
+struct Stage {
+    Pointwise before;
+    Conv conv;
+    explicit Stage(const SactStage &from) : before(from.before, from.conv.in), conv(from.conv) {}
+};
+
+struct Score {
+    bool local;
+    Pointwise local_before, global_before;
+    std::vector<float> local_weight, global_weight; // [9, channels], [channels]
+    float local_constant[9] = {};                   // what each tap adds where it lies inside the picture
+    float bias;
+
+    Score(const SactScore &from, int channels)
+        : local(from.local_weight != nullptr), local_before(from.local_before, channels),
+          global_before(from.global_before, channels), global_weight(copy(from.global_weight, channels)),
+          bias(from.bias) {
+        if (!local) return;
+        const int width = padded(channels);
+        local_weight.assign(9 * width, 0.0f);
+        for (int t = 0; t < 9; t++)
+            for (int c = 0; c < channels; c++) local_weight[t * width + c] = from.local_weight[c * 9 + t];
+        if (local_before.slope != 1.0f || local_before.scale.empty()) return;
+        // A norm alone goes into the weights; its shift counts for taps inside the picture only.
+        for (int t = 0; t < 9; t++)
+            for (int c = 0; c < channels; c++) {
+                local_constant[t] += local_weight[t * width + c] * local_before.shift[c];
+                local_weight[t * width + c] *= local_before.scale[c];
+            }
+        local_before = Pointwise();
+    }
+};
+
+struct Unit {
+    std::vector<std::unique_ptr<Stage>> stages;
+    int shortcut, stride, before;
+    bool preactivated;
+    std::unique_ptr<Conv> projection;
+    std::unique_ptr<Score> score;
+
+    explicit Unit(const SactUnit &from)
+        : shortcut(from.shortcut), stride(from.stride), before(from.before), preactivated(from.preactivated != 0) {
+        for (int i = 0; i < from.n_stages; i++) stages.push_back(std::make_unique<Stage>(from.stages[i]));
+        if (shortcut == SACT_CONVOLUTION) projection = std::make_unique<Conv>(*from.projection);
+        if (from.score) score = std::make_unique<Score>(*from.score, channels());
+    }
+    int channels() const { return stages.back()->conv.out; }
+};
+
+} // namespace sact
