@@ -31,6 +31,11 @@ struct SactModel {
         }
     }
 
+    ~SactModel() {
+        for (auto &session : idle)
+            if (session->process != getpid()) (void)session.release(); // its threads stayed in the parent process
+    }
+
     std::unique_ptr<sact::Session> borrow(int threads) {
         std::lock_guard<std::mutex> lock(mutex);
         while (!idle.empty()) {
