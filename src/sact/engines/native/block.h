@@ -259,18 +259,26 @@ class BlockRun {
         start_sites();
     }
 
-    // Sums of the channels over each image: of the rows that have halted, kept, and of the active ones, anew.
+    // Means of the channels over each image: of the rows that have halted, summed up already, and of the active ones.
     void means() {
-        const Index &active = s_.sites.active();
-        const int count = int(active.size()), piece = 64;
+        float *mean = s_.mean.need(size_t(out_.n) * stride_);
+        std::copy_n(s_.frozen.data(), size_t(out_.n) * stride_, mean);
+        add_up(s_.sites.active(), mean);
+        const float share = 1.0f / float(out_.area());
+        for (size_t i = 0; i < size_t(out_.n) * stride_; i++) mean[i] *= share;
+    }
+
+    // Add rows of the state to sums of their images, in pieces: they are shared out, and one long sum would be imprecise.
+    void add_up(const Index &rows, float *totals) {
+        const int count = int(rows.size()), piece = std::max(64, out_.width);
         // A piece may hold the end of one image and the start of the next: cut pieces at images.
         starts_.clear();
         for (int m = 0; m < count;) {
-            const int image = active[m] / out_.area();
+            const int image = rows[m] / out_.area();
             int end = std::min(count, m + piece);
-            if (active[end - 1] / out_.area() != image)
-                end = int(std::lower_bound(active.begin() + m, active.begin() + end, (image + 1) * out_.area()) -
-                          active.begin());
+            if (rows[end - 1] / out_.area() != image)
+                end = int(std::lower_bound(rows.begin() + m, rows.begin() + end, (image + 1) * out_.area()) -
+                          rows.begin());
             starts_.push_back(m);
             m = end;
         }
@@ -279,9 +287,9 @@ class BlockRun {
         auto add = [&](int i, int) {
             const int end = i + 1 < parts ? starts_[i + 1] : count;
             float *to = sums + size_t(i) * stride_;
-            std::copy_n(state_ + size_t(active[starts_[i]]) * stride_, width_, to);
+            std::copy_n(state_ + size_t(rows[starts_[i]]) * stride_, width_, to);
             for (int m = starts_[i] + 1; m < end; m++) {
-                const float *from = state_ + size_t(active[m]) * stride_;
+                const float *from = state_ + size_t(rows[m]) * stride_;
                 for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + load(from + c));
             }
         };
@@ -289,17 +297,13 @@ class BlockRun {
             for (int i = 0; i < parts; i++) add(i, 0);
         else
             s_.team.run(parts, add);
-        float *mean = s_.mean.need(size_t(out_.n) * stride_);
-        std::copy_n(s_.frozen.data(), size_t(out_.n) * stride_, mean);
         for (int i = 0; i < parts; i++) {
-            float *to = mean + size_t(active[starts_[i]] / out_.area()) * stride_;
+            float *to = totals + size_t(rows[starts_[i]] / out_.area()) * stride_;
             for (size_t c = 0; c < width_; c += kWidth)
                 store(to + c, load(to + c) + load(sums + size_t(i) * stride_ + c));
         }
-        const float share = 1.0f / float(out_.area());
-        for (size_t i = 0; i < size_t(out_.n) * stride_; i++) mean[i] *= share;
     }
-    Index starts_;
+    Index starts_, halted_;
 
     // One turn of Algorithm 1 behind unit u: scores, weights, and who goes on.
     void halt(const Unit &unit, int u) {
@@ -355,13 +359,10 @@ class BlockRun {
         };
         over_rows(s_, count, 32, double(count) * (width_ * 6 + 64) < kSmall, work);
         if (!score) return;
-        float *frozen = s_.frozen.data();
-        for (int m = 0; m < count; m++) {
-            if (s_.goes_on[m]) continue;
-            const float *x = state_ + size_t(active[m]) * stride_;
-            float *to = frozen + size_t(active[m] / area) * stride_;
-            for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + load(x + c));
-        }
+        halted_.clear();
+        for (int m = 0; m < count; m++)
+            if (!s_.goes_on[m]) halted_.push_back(active[m]);
+        add_up(halted_, s_.frozen.data());
         s_.sites.keep(s_.goes_on);
     }
     std::vector<float> weights_; // of images

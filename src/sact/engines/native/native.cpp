@@ -103,8 +103,12 @@ static bool run(const SactModel &model, Session &s, const float *images, const i
         const float share = 1.0f / float(grid.area());
         for (int c = 0; c < padded(model.classifier->in); c += kWidth) {
             Vec total = {};
-            for (int m = i * grid.area(); m < (i + 1) * grid.area(); m++)
-                total += model.pool_first ? load(x + m * stride + c) : model.before_classifier(x + m * stride, c);
+            for (int m = i * grid.area(); m < (i + 1) * grid.area();) {
+                Vec line = {}; // one long sum would be imprecise
+                for (const int end = m + grid.width; m < end; m++)
+                    line += model.pool_first ? load(x + m * stride + c) : model.before_classifier(x + m * stride, c);
+                total += line;
+            }
             store(to + c, total * share);
             if (model.pool_first) store(to + c, model.before_classifier(to, c));
         }
