@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
@@ -153,9 +154,8 @@ class Packed:
         Unsupported: the network has a layer that the kernel lacks.
     """
 
-    def __init__(self, model: Network, watch: Watch) -> None:
+    def __init__(self, model: Network) -> None:
         self.library = library()
-        self.watch = watch
         self.channels = tuple(_outputs(block) for block in model.blocks)
         self._keep: list[Any] = []  # what the description points to, until it is packed
         description = self._network(model)
@@ -187,7 +187,7 @@ class Packed:
                     result.distribution = distribution.data_ptr()
                 forced = block.forced_units
                 if forced is not None:
-                    forced = forced.expand(shape).to(torch.int32).contiguous()
+                    forced = forced.to("cpu", torch.int32).expand(shape).contiguous()
                     held.append(forced)
                     result.forced = forced.data_ptr()
                 ponders.append(BlockPonder(units, cost, block.describe(in_size, size), distribution))
@@ -336,22 +336,35 @@ def prepare(model: Network) -> Run:
     """
     library()
     with_gradients = gather.prepare(model)
-    packed: list[Packed] = []
+    packed: list[tuple[Watch, Packed | None]] = []
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         if not fits(images):
             return with_gradients(images, keep_distribution=keep_distribution)
-        if not packed or not packed[0].watch.unchanged():
+        watch, kernel = packed[0] if packed else (None, None)
+        if watch is None or not watch.unchanged():
             watch = Watch(model)
-            if watch.trains or not watch.fits:
+            if watch.trains:
                 return with_gradients(images, keep_distribution=keep_distribution)
-            packed[:] = [Packed(model, watch)]
-        if packed[0].watch.trains:
+            kernel = pack(model, watch)
+            packed[:] = [(watch, kernel)]
+        if kernel is None or watch.trains:
             return with_gradients(images, keep_distribution=keep_distribution)
         model.check_images(images, finite=False)
-        return packed[0].run(model, images, keep_distribution)
+        return kernel.run(model, images.resolve_neg(), keep_distribution)
 
     return torch.compiler.disable(run)
+
+
+def pack(model: Network, watch: Watch) -> Packed | None:
+    """The network in the kernel's layout; None, with a warning that names it, where it has what the kernel lacks."""
+    if not watch.fits:
+        return None
+    try:
+        return Packed(model)
+    except Unsupported as error:
+        warnings.warn(f"the CPU engine lacks {error}; the slower gather engine runs this network", stacklevel=2)
+        return None
 
 
 def fits(images: Tensor) -> bool:
@@ -375,15 +388,15 @@ class Watch:
     def __init__(self, model: Network) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self._held = [
-            (held, name, tensor, tensor.data_ptr(), _version(tensor))
+            (held, name, tensor, *_state(tensor))
             for module in model.modules()
             for held in (module._parameters, module._buffers)
             for name, tensor in held.items()
-            if tensor is not None
         ]
+        self._children = [(module._modules, dict(module._modules)) for module in model.modules() if module._modules]
         self.fits = all(
             tensor.device.type == "cpu" and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
-            for _, _, tensor, _, _ in self._held
+            for tensor in (*model.parameters(), *model.buffers())
         )
 
     @property
@@ -392,15 +405,18 @@ class Watch:
         return any(norm.training for norm in self._norms)
 
     def unchanged(self) -> bool:
-        """Whether every parameter and buffer is the tensor it was, unchanged."""
+        """Whether every module, parameter and buffer is the one it was, unchanged."""
         return all(
-            held.get(name) is tensor and tensor.data_ptr() == pointer and _version(tensor) == version
+            held.get(name) is tensor and _state(tensor) == (pointer, version)
             for held, name, tensor, pointer, version in self._held
-        )
+        ) and all(held == children for held, children in self._children)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor | None) -> tuple[int, int]:
+    """Numbers that change whenever a tensor does."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _slope(layer: nn.Module) -> float | None:
