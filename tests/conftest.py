@@ -10,10 +10,23 @@ import torch
 from torch import nn
 
 import sact
-from sact.engines import gather
+from sact.engines import gather, native
 from sact.scores import ImageScore
 
 MakeModel = Callable[..., sact.Network]
+
+
+def has_native(isa: str | None = None) -> bool:
+    """Whether the CPU engine was compiled, for this instruction set if one is named, and this processor runs it."""
+    try:
+        native.library(isa)
+    except sact.InputError:
+        return False
+    return True
+
+
+needs_native = pytest.mark.skipif(not has_native(), reason="the CPU engine is not compiled here")
+NATIVE = pytest.param("native", marks=needs_native)
 
 TINY_RECIPE: dict[str, Any] = {
     "model": "resnet",
