@@ -530,7 +530,7 @@ def test_working_memory_does_not_grow_with_the_units(small: MakeModel, name: str
         model = small(name, kind, units=[units], base_channels=32 if name == "resnet" else 8)
         model.blocks[0].forced_units = torch.full((), units)
         packed = native.Packed(model)
-        _, ponder = packed.run(model, images, False)
+        _, ponder = packed.run(images, False)
         assert (ponder.blocks[0].units == units).all()
         return packed.workspace_bytes()
 
@@ -547,7 +547,7 @@ def test_working_memory_settles(small: MakeModel) -> None:
 
     def working(count: int, threads: int) -> int:
         torch.set_num_threads(threads)
-        packed.run(model, torch.randn(count, 3, 40, 40), False)
+        packed.run(torch.randn(count, 3, 40, 40), False)
         return packed.workspace_bytes()
 
     largest = working(6, 1)

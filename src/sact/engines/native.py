@@ -11,16 +11,19 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
-from functools import lru_cache
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import starmap
+from operator import attrgetter, eq, is_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..block import Block
 from ..errors import InputError
+from ..flops import BlockFlops
 from ..folding import fold_norms, norm_affine
 from ..layers import PoolPadShortcut, SameConv2d, SameMaxPool2d
 from ..ponder import BlockPonder, Ponder
@@ -39,6 +42,7 @@ _HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
 _MAX_KERNEL = 7
 _NOT_FINITE = 2
+_MAX_PLANS = 16
 
 
 class _Conv(Structure):
@@ -95,7 +99,7 @@ class _BlockResult(Structure):
     _fields_ = [(name, c_void_p) for name in ("units", "cost", "distribution", "features", "forced")]
 
 
-@lru_cache(maxsize=None)
+@cache
 def library(isa: str | None = None) -> ctypes.CDLL:
     """The compiled kernel for an instruction set, or the best that this processor runs.
 
@@ -147,6 +151,15 @@ class Unsupported(Exception):
     """A layer that the kernel does not have; the message names it."""
 
 
+class _Plan(NamedTuple):
+    """A block at one image size."""
+
+    block: Block
+    size: tuple[int, int]
+    channels: int
+    description: BlockFlops
+
+
 class Packed:
     """A network's weights in the kernel's layout.
 
@@ -156,7 +169,10 @@ class Packed:
 
     def __init__(self, model: Network) -> None:
         self.library = library()
-        self.channels = tuple(_outputs(block) for block in model.blocks)
+        self.model = model
+        self.features_only = model.config.features_only
+        self.classes = model.config.num_classes
+        self._plans: dict[tuple[int, int], tuple[list[_Plan], int]] = {}
         self._keep: list[Any] = []  # what the description points to, until it is packed
         description = self._network(model)
         self.handle = c_void_p(self.library.sact_pack(ctypes.byref(description)))
@@ -165,38 +181,32 @@ class Packed:
             raise MemoryError("the CPU engine could not allocate its weights")
         weakref.finalize(self, self.library.sact_free, self.handle)
 
-    def run(self, model: Network, images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
-        """Run a batch; images float32 [N, C, H, W] of any strides."""
+    def run(self, images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
+        """Run a batch; images float32 [N, C, H, W] of any strides, checked but for values that are not finite."""
         count, _, height, width = images.shape
-        sizes = _sizes(model, (height, width))
-        results = (_BlockResult * len(model.blocks))()
-        ponders, features = [], []
-        in_size = sizes[0]
-        held = []
-        for block, result, size, channels in zip(model.blocks, results, sizes[1:], self.channels, strict=True):
-            length = len(block.units)
-            if block.halting == "none":
-                ponders.append(block.plain_ponder(images.new_empty(count, 0, *size), in_size))
+        plans, fixed_flops = self._plan(height, width)
+        results = (_BlockResult * len(plans))()
+        ponders, features, held = [], [], []
+        for plan, result in zip(plans, results, strict=True):
+            length = len(plan.description.units)
+            if plan.block.halting == "none":
+                units, cost, distribution = torch.full((count,), length, dtype=torch.int32), None, None
             else:
-                shape = (count, *size) if block.halting == "sact" else (count,)
-                units = torch.empty(shape, dtype=torch.int32)
-                cost = torch.empty(shape)
-                result.units, result.cost = units.data_ptr(), cost.data_ptr()
+                shape = (count, *plan.size) if plan.block.halting == "sact" else (count,)
+                units, cost = torch.empty(shape, dtype=torch.int32), torch.empty(shape)
                 distribution = torch.zeros(count, length, *shape[1:]) if keep_distribution else None
+                result.units, result.cost = units.data_ptr(), cost.data_ptr()
                 if distribution is not None:
                     result.distribution = distribution.data_ptr()
-                forced = block.forced_units
-                if forced is not None:
-                    forced = forced.to("cpu", torch.int32).expand(shape).contiguous()
-                    held.append(forced)
-                    result.forced = forced.data_ptr()
-                ponders.append(BlockPonder(units, cost, block.describe(in_size, size), distribution))
-            if model.config.features_only:
-                picture = torch.empty(count, *size, channels)
+                if plan.block.forced_units is not None:
+                    held.append(plan.block.forced_units.to("cpu", torch.int32).expand(shape).contiguous())
+                    result.forced = held[-1].data_ptr()
+            ponders.append(BlockPonder(units, cost, plan.description, distribution))
+            if self.features_only:
+                picture = torch.empty(count, *plan.size, plan.channels)
                 result.features = picture.data_ptr()
                 features.append(picture.permute(0, 3, 1, 2))
-            in_size = size
-        logits = None if model.config.features_only else torch.empty(count, model.config.num_classes)
+        logits = None if self.features_only else torch.empty(count, self.classes)
         failed = self.library.sact_run(
             self.handle,
             images.data_ptr(),
@@ -209,11 +219,23 @@ class Packed:
             results,
         )
         if failed == _NOT_FINITE:
-            model.check_images(images)
+            self.model.check_images(images)
         if failed:
             raise MemoryError(f"the CPU engine could not allocate memory for images {tuple(images.shape)}")
-        ponder = Ponder(ponders, model.fixed_flops((height, width)))
-        return (features if logits is None else logits), ponder
+        return (features if logits is None else logits), Ponder(ponders, fixed_flops)
+
+    def _plan(self, height: int, width: int) -> tuple[list[_Plan], int]:
+        """What a run at this image size makes of each block; kept, for working it out takes as long as a small run."""
+        if (height, width) not in self._plans:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            sizes = _sizes(self.model, (height, width))
+            plans = [
+                _Plan(block, size, _outputs(block), block.describe(in_size, size))
+                for block, in_size, size in zip(self.model.blocks, sizes, sizes[1:], strict=False)
+            ]
+            self._plans[height, width] = plans, self.model.fixed_flops((height, width))
+        return self._plans[height, width]
 
     def workspace_bytes(self) -> int:
         """Bytes of working memory kept for the next runs."""
@@ -272,7 +294,6 @@ class Packed:
         return self._array(_Stage, items)
 
     def _score(self, head: ImageScore | PositionScore) -> _Score:
-        local = isinstance(head, PositionScore)
         bias = head.local_conv.bias if isinstance(head, PositionScore) else head.global_conv.bias
         return _Score(
             self._pointwise([head.local_norm, head.activation] if isinstance(head, PositionScore) else []),
@@ -351,7 +372,7 @@ def prepare(model: Network) -> Run:
         if kernel is None or watch.trains:
             return with_gradients(images, keep_distribution=keep_distribution)
         model.check_images(images, finite=False)
-        return kernel.run(model, images.resolve_neg(), keep_distribution)
+        return kernel.run(images.resolve_neg(), keep_distribution)
 
     return torch.compiler.disable(run)
 
@@ -379,44 +400,45 @@ def fits(images: Tensor) -> bool:
 
 
 class Watch:
-    """Notices, without walking the modules again, that a network's weights are no longer what they were.
+    """Notices that a network's weights are no longer what they were, in a fraction of the time of a small run.
 
     Attributes:
         fits: whether all weights are float32 on the CPU.
     """
 
     def __init__(self, model: Network) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        self._held = [
-            (held, name, tensor, *_state(tensor))
-            for module in model.modules()
-            for held in (module._parameters, module._buffers)
-            for name, tensor in held.items()
+        modules = list(model.modules())
+        held = [
+            (items, name, tensor)
+            for module in modules
+            for items in (module._parameters, module._buffers)
+            for name, tensor in items.items()
+            if name != "num_batches_tracked"
         ]
-        self._children = [(module._modules, dict(module._modules)) for module in model.modules() if module._modules]
-        self.fits = all(
-            tensor.device.type == "cpu" and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
-            for tensor in (*model.parameters(), *model.buffers())
-        )
+        self._norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        self._children = [(module._modules, dict(module._modules)) for module in modules if module._modules]
+        self._items, self._names, self._values = (list(column) for column in zip(*held, strict=True))
+        tensors = [tensor for _, _, tensor in held if tensor is not None]
+        self._tensors = tensors
+        self._pointers = [tensor.data_ptr() for tensor in tensors]
+        self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._versions = [tensor._version for tensor in self._counted]
+        self.fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
     @property
     def trains(self) -> bool:
         """Whether a norm is in training mode: its statistics are then over all positions."""
-        return any(norm.training for norm in self._norms)
+        return any(map(attrgetter("training"), self._norms))
 
     def unchanged(self) -> bool:
         """Whether every module, parameter and buffer is the one it was, unchanged."""
-        return all(
-            held.get(name) is tensor and _state(tensor) == (pointer, version)
-            for held, name, tensor, pointer, version in self._held
-        ) and all(held == children for held, children in self._children)
-
-
-def _state(tensor: Tensor | None) -> tuple[int, int]:
-    """Numbers that change whenever a tensor does."""
-    if tensor is None:
-        return 0, 0
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+        # Loops in C: a network has hundreds of tensors.
+        return (
+            all(map(is_, map(dict.get, self._items, self._names), self._values))
+            and list(map(attrgetter("_version"), self._counted)) == self._versions
+            and list(map(torch.Tensor.data_ptr, self._tensors)) == self._pointers
+            and all(starmap(eq, self._children))
+        )
 
 
 def _slope(layer: nn.Module) -> float | None:
