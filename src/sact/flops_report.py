@@ -9,6 +9,26 @@ import torch
 
 from .flops import block_flops
 from .models import Network
+from .ponder import Ponder
+
+
+def shapes(network: Network, size: tuple[int, int]) -> Ponder:
+    """What one image would cost, without numbers: the blocks' descriptions hold, their unit counts are on "meta".
+
+    Args:
+        network: any; its shapes alone are used.
+        size: (H, W) of the image, at least 32 each.
+
+    Raises:
+        InputError: the size is too small.
+    """
+    twin = copy.deepcopy(network).eval().to("meta")
+    for block in twin.blocks:
+        block.forced_units = None
+    images = torch.empty(1, network.config.in_channels, *size, device="meta", dtype=next(network.parameters()).dtype)
+    with torch.no_grad():
+        ponder: Ponder = twin(images, return_ponder=True)[1]
+    return ponder
 
 
 def count(network: Network, size: tuple[int, int]) -> dict[str, Any]:
@@ -24,10 +44,7 @@ def count(network: Network, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
         InputError: the size is too small.
     """
-    shapes = copy.deepcopy(network).eval().to("meta")
-    images = torch.empty(1, network.config.in_channels, *size, device="meta", dtype=next(network.parameters()).dtype)
-    with torch.no_grad():
-        _, ponder = shapes(images, return_ponder=True)
+    ponder = shapes(network, size)
     blocks = []
     for block in ponder.blocks:
         description = block.description

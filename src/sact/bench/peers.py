@@ -1,0 +1,135 @@
+"""The plain network in other runtimes: what an engine has to beat. Each is set up for low latency on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import require
+from ..models import Network
+
+Run = Callable[[Tensor], Tensor]
+"""Images float32 [N, C, H, W] in, logits [N, classes] out."""
+
+PEERS = ("eager", "compile", "onnxruntime", "openvino")
+"""Eager PyTorch, torch.compile with frozen weights, ONNX Runtime and OpenVINO."""
+
+
+def plain_network(model: Network) -> nn.Sequential:
+    """The plain network of the same weights, as nothing but its layers: images to logits.
+
+    The peers get this, not a `Network`, so that none pays for our checks and counting.
+    """
+    model.check_classifies()
+    assert model.head is not None
+    assert model.classifier is not None
+    units = [unit for block in model.blocks for unit in block.units]
+    return copy.deepcopy(nn.Sequential(model.stem, *units, model.head, model.classifier, nn.Flatten(1))).eval()
+
+
+def prepare(name: str, plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+    """The plain network in one of `PEERS`.
+
+    Args:
+        name: which.
+        plain: as `plain_network` makes it; it is copied.
+        images: float32 [N, C, H, W]; the runtimes are set up for this shape.
+        threads: of the runtimes that do not follow PyTorch's own number.
+
+    Raises:
+        MissingExtraError: its package is not installed.
+    """
+    if name == "eager":
+        return _eager(plain, images)
+    if name == "compile":
+        return _compile(plain, images)
+    require("onnx", "bench")  # PyTorch's exporter needs it
+    if name == "onnxruntime":
+        require("onnxruntime", "bench")
+        return _onnxruntime(plain, images, threads)
+    require("openvino", "bench")
+    return _openvino(plain, images, threads)
+
+
+def _eager(plain: nn.Sequential, images: Tensor) -> Run:
+    """In the memory layout that is faster here."""
+    runs = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        network = copy.deepcopy(plain).to(memory_format=memory_format)
+
+        def run(
+            images: Tensor, network: nn.Sequential = network, layout: torch.memory_format = memory_format
+        ) -> Tensor:
+            logits: Tensor = network(images.contiguous(memory_format=layout))
+            return logits
+
+        run(images)
+        start = time.perf_counter()
+        run(images)
+        runs.append((time.perf_counter() - start, run))
+    return min(runs, key=lambda timed: timed[0])[1]
+
+
+def _compile(plain: nn.Sequential, images: Tensor) -> Run:
+    import torch._inductor.config
+
+    torch._dynamo.reset()  # graphs kept per code object are limited, and every network is an nn.Sequential
+    compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, dynamic=False)
+    with warnings.catch_warnings(), torch._inductor.config.patch(freezing=True):
+        warnings.simplefilter("ignore")
+        compiled(images)
+    return compiled
+
+
+def _onnxruntime(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Its threads would otherwise turn on after a run and take the cores from whoever is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        session = onnxruntime.InferenceSession(
+            str(_export(plain, images, Path(folder))), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return run
+
+
+def _openvino(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = openvino.Core().compile_model(str(_export(plain, images, Path(folder))), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer([images.numpy()], share_inputs=True, share_outputs=False)[0])
+
+    return run
+
+
+def _export(plain: nn.Sequential, images: Tensor, folder: Path) -> Path:
+    path = folder / "plain.onnx"
+    with warnings.catch_warnings():  # tracing takes the sizes of this shape for constants, which is wanted
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy.deepcopy(plain), (images,), path, dynamo=False, input_names=["images"], output_names=["logits"]
+        )
+    return path
