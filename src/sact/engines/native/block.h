@@ -311,7 +311,7 @@ class BlockRun {
         const int area = out_.area(), count = int(active.size());
         const bool images = model_.halting == SACT_IMAGES;
         const Score *score = unit.score.get();
-        float *output = s_.output.need(size_t(out_.positions()) * stride_);
+        float *output = s_.output.need(size_t(out_.positions() + 1) * stride_); // the next block may put zeros behind it
         s_.goes_on.resize(count);
         if (score) {
             means();
