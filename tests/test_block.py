@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import NATIVE
 from torch import Tensor
 
 import sact
@@ -104,3 +105,33 @@ def check_decisions(decisions: list[list[Tensor]], ponder: sact.Ponder) -> None:
             units += total < 0.99
         assert torch.equal(block.units, units.int())
     assert len(torch.cat([block.units.flatten() for block in ponder.blocks]).unique()) >= 2
+
+
+FORCED = {
+    "all units everywhere": torch.tensor(4),
+    "more units than there are": torch.tensor(9),
+    "a map for all images": torch.arange(33 * 34).reshape(33, 34) % 4 + 1,
+    "a map each, int8": (torch.arange(3 * 33 * 34).reshape(3, 33, 34) % 4 + 1).to(torch.int8),
+    "a number each": torch.tensor([[[3]], [[1]], [[4]]]),
+}
+
+
+@pytest.mark.parametrize("forced", FORCED)
+@pytest.mark.parametrize("engine", ["masked", "gather", NATIVE])
+def test_forced_units_run_and_no_others(make_model, engine: str, forced: str) -> None:
+    """The output at every position is the state after the unit that was forced there."""
+    model = make_model("cifar_resnet", halting="sact", units=[4], base_channels=4, features_only=True)
+    block, images = model.blocks[0], torch.randn(3, 3, 33, 34)
+    block.forced_units = FORCED[forced]
+    states: list[Tensor] = []
+    handles = [unit.register_forward_hook(lambda module, inputs, output: states.append(output)) for unit in block.units]
+    with torch.no_grad():
+        model(images)
+        for handle in handles:
+            handle.remove()
+        (output,), ponder = sact.compile(model, engine)(images, return_ponder=True)
+    units = block.forced_units.clamp(max=4).expand(3, 33, 34)
+    assert torch.equal(ponder.blocks[0].units, units.int())
+    assert (ponder.blocks[0].cost == units + 1).all()
+    expected = torch.stack(states).gather(0, units[None, :, None].expand(1, -1, 4, -1, -1).long() - 1)[0]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-4 * expected.abs().max().item())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import NATIVE, has_native
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -85,7 +86,7 @@ def test_gather_equals_masked_with_every_gradient(
             torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-8, atol=1e-10, msg=parameter)
 
 
-@pytest.mark.parametrize("engine", ["masked", "gather"])
+@pytest.mark.parametrize("engine", ["masked", "gather", NATIVE])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("bias", "units"), [(50.0, 1), (-50.0, 4)], ids=["all halt at once", "none halts"])
@@ -100,10 +101,11 @@ def test_extremes(small, engine: str, kind: str, name: str, bias: float, units: 
     assert result[1].blocks[0].halting_distribution.shape[1] == 4
 
 
+@pytest.mark.parametrize("engine", ["gather", NATIVE])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_single_images_equal_their_batch(small, name: str, kind: str) -> None:
-    model = sact.compile(small(name, kind), "gather")
+def test_single_images_equal_their_batch(small, name: str, kind: str, engine: str) -> None:
+    model = sact.compile(small(name, kind), engine)
     images = torch.randn(3, 3, 33, 40)
     with torch.no_grad():
         logits, ponder = run(model, images)
@@ -324,6 +326,27 @@ def test_training_through_masked_equals_the_network(small) -> None:
     assert all(torch.equal(ours.grad, theirs.grad) for (_, ours), theirs in pairs)
 
 
+def step(model: sact.Network) -> None:
+    """One step of an optimizer."""
+    parameters = list(model.blocks.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.SGD(parameters, lr=0.1).step()
+
+
+def replace_parameter(model: sact.Network) -> None:
+    conv = model.blocks[0].units[1].branch.conv1
+    conv.weight = nn.Parameter(2 * conv.weight.detach())
+
+
+def give_a_bias(model: sact.Network) -> None:
+    model.blocks[0].units[1].branch.conv1.bias = nn.Parameter(torch.ones(4))
+
+
+def replace_module(model: sact.Network) -> None:
+    model.blocks[0].units[1].branch.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+
+
 @torch.no_grad()
 def double_in_place(model: sact.Network) -> None:
     model.blocks[0].units[1].branch.conv1.weight.mul_(2)
@@ -345,13 +368,34 @@ def load_other(model: sact.Network, assign: bool = False) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [double_in_place, move_statistics, load_other, lambda model: load_other(model, assign=True), sact.Network.double],
-    ids=["in place", "running statistics", "load_state_dict", "assigned", "dtype"],
+    [
+        double_in_place,
+        move_statistics,
+        step,
+        replace_parameter,
+        replace_module,
+        give_a_bias,
+        load_other,
+        lambda model: load_other(model, assign=True),
+        sact.Network.double,
+    ],
+    ids=[
+        "in place",
+        "running statistics",
+        "optimizer",
+        "other parameter",
+        "other module",
+        "new bias",
+        "load_state_dict",
+        "assigned",
+        "dtype",
+    ],
 )
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_changed_weights_are_seen(small, always_perforated, change, mode) -> None:
+@pytest.mark.parametrize("engine", ["gather", NATIVE])
+def test_changed_weights_are_seen(small, always_perforated, change, mode, engine: str) -> None:
     model = small()
-    fast, images = sact.compile(model, "gather"), torch.randn(2, 3, 32, 32)
+    fast, images = sact.compile(model, engine), torch.randn(2, 3, 32, 32)
     with mode():
         before = fast(images)
     change(model)
@@ -362,7 +406,7 @@ def test_changed_weights_are_seen(small, always_perforated, change, mode) -> Non
     assert model.stem.conv.weight.dtype == torch.float64 or not torch.allclose(before, after[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["masked", "gather"])
+@pytest.mark.parametrize("engine", ["masked", "gather", NATIVE])
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))], ids=["copy", "pickle"]
 )
@@ -382,7 +426,7 @@ def test_copies_are_independent(small, engine: str, copied) -> None:
 def test_compile_again_and_by_name(small) -> None:
     model = small()
     fast = sact.compile(model)
-    assert fast.engine == "gather"
+    assert fast.engine == ("native" if has_native() else "gather")
     again = sact.compile(fast, "masked")
     assert again.model is model
     assert again.engine == "masked"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import NATIVE
 
 import sact
 from sact import halting
@@ -38,7 +39,7 @@ def close_states(ours: torch.Tensor, theirs: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("engine", ["definition", "masked", "gather"])
+@pytest.mark.parametrize("engine", ["definition", "masked", "gather", NATIVE])
 def test_outputs(case: str, engine: str) -> None:
     model, golden, images = load(case)
     run = model if engine == "definition" else sact.compile(model, engine=engine)
