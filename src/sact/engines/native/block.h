@@ -105,16 +105,8 @@ class BlockRun {
             Source source{i == 0 ? preactivated : input, in_stride};
             const Pointwise *before = i == 0 && !keep_preact ? &preact : nullptr;
             int32_t offsets[kMaxTaps];
-            if (conv.kernel > 1) {
-                zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
-                dense_map(conv, grid, to, offsets);
-                source.cells = s_.cells.data();
-                source.map = s_.map.data();
-                source.offsets = offsets;
-            } else if (conv.stride > 1) {
-                strided_rows(conv.stride, grid, to);
-                source.rows = s_.cells.data();
-            }
+            if (conv.kernel > 1) zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
+            read_all(conv, grid, to, &source, offsets);
             convolve(s_, conv, source, target, to.positions(), before);
             input = target.base;
             in_stride = target.stride;
@@ -134,29 +126,23 @@ class BlockRun {
         });
     }
 
-    // For a dense convolution: the map of all cells of `from`, and the first cell of every output.
-    void dense_map(const Conv &conv, const Grid &from, const Grid &to, int32_t *offsets) {
-        Grid grid = from;
-        grid.margin = conv.kernel; // at least the padding on every side
-        s_.map.assign(grid.cells(), from.positions());
-        s_.cells.resize(to.positions());
-        for (int n = 0, row = 0; n < from.n; n++)
-            for (int y = 0; y < from.height; y++)
-                for (int x = 0; x < from.width; x++) s_.map[grid.cell(n, y, x)] = row++;
-        const int top = conv.before(from.height), left = conv.before(from.width);
-        for (int n = 0, m = 0; n < to.n; n++)
-            for (int y = 0; y < to.height; y++)
-                for (int x = 0; x < to.width; x++)
-                    s_.cells[m++] = grid.cell(n, y * conv.stride - top, x * conv.stride - left);
-        tap_offsets(conv, 0, grid.pitch(), offsets);
-    }
-
-    void strided_rows(int stride, const Grid &from, const Grid &to) {
-        s_.cells.resize(to.positions());
-        for (int n = 0, m = 0; n < to.n; n++)
-            for (int y = 0; y < to.height; y++)
-                for (int x = 0; x < to.width; x++)
-                    s_.cells[m++] = (n * from.height + y * stride) * from.width + x * stride;
+    // What a dense convolution of `from` reads: neighbours for k x k, every stride-th row for 1x1.
+    void read_all(const Conv &conv, Grid from, const Grid &to, Source *source, int32_t *offsets) {
+        const int stride = conv.stride;
+        if (conv.kernel == 1 && stride == 1) return;
+        from.margin = conv.kernel / 2;
+        const Layout &layout = s_.layouts.of(from);
+        if (stride > 1) {
+            s_.cells.resize(to.positions());
+            int m = 0;
+            for (int n = 0; n < to.n; n++)
+                for (int y = 0; y < to.height; y++)
+                    for (int x = 0; x < to.width; x++) s_.cells[m++] = from.cell(n, y * stride, x * stride);
+        }
+        source->cells = stride > 1 ? s_.cells.data() : layout.cells.data();
+        source->map = layout.map.data();
+        source->offsets = offsets;
+        tap_offsets(conv, conv.before(from.height), conv.before(from.width), from.pitch(), offsets);
     }
 
     // Put the first unit's shortcut where its state will be.
@@ -164,8 +150,8 @@ class BlockRun {
         const float *source = unit.preactivated ? rows : raw;
         if (unit.shortcut == SACT_CONVOLUTION) {
             Source in{source, stride};
-            strided_rows(unit.projection->stride, in_, out_);
-            in.rows = s_.cells.data();
+            int32_t offsets[kMaxTaps];
+            read_all(*unit.projection, in_, out_, &in, offsets);
             const Pointwise *before = unit.preactivated && !is_preactivated ? &unit.stages[0]->before : nullptr;
             convolve(s_, *unit.projection, in, {state_, stride_}, out_.positions(), before);
             return;
@@ -199,7 +185,7 @@ class BlockRun {
         });
     }
 
-    void start_sites() { s_.sites.start(out_); }
+    void start_sites() { s_.sites.start(s_.layouts.of(out_)); }
 
     // A unit's branch at the active positions, added to the state there.
     void branch(const Unit &unit) {
@@ -236,7 +222,7 @@ class BlockRun {
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) {
                 zero_row(const_cast<float *>(input), int(sites.rows(in_reach).size()), in_stride);
-                tap_offsets(conv, conv.kernel / 2, out_.pitch(), offsets);
+                tap_offsets(conv, conv.kernel / 2, conv.kernel / 2, out_.pitch(), offsets);
                 source.cells = sites.cells(reach).data();
                 source.map = sites.map(in_reach).data();
                 source.offsets = offsets;
@@ -431,7 +417,7 @@ class BlockRun {
 
     // The local term of a score: a 3x3 convolution to one channel at one position.
     float local(const Score &score, int row, const int32_t *offsets) const {
-        const int32_t *map = s_.sites.all_map().data() + s_.sites.all_cells()[row];
+        const int32_t *map = s_.sites.all().map.data() + s_.sites.all().cells[row];
         const int outside = out_.positions();
         const float *from[9];
         float constant = 0.0f;

@@ -26,8 +26,9 @@ struct Session {
     pid_t process;
     Buffer images, state[2], output, rows[3], prepared, activated, sums, frozen, mean, global, cumulative, remainder;
     std::vector<Buffer> scratch; // of each thread
+    Layouts layouts;
     Sites sites;
-    Index map, cells, units;
+    Index cells, units;
     std::vector<uint8_t> goes_on;
 
     int64_t bytes() const {
@@ -36,8 +37,8 @@ struct Session {
                                      &activated, &sums, &frozen, &mean, &global, &cumulative, &remainder})
             total += buffer->bytes();
         for (const Buffer &buffer : scratch) total += buffer.bytes();
-        total += (map.capacity() + cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
-        return int64_t(total) + sites.bytes();
+        total += (cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
+        return int64_t(total) + sites.bytes() + layouts.bytes();
     }
 };
 
@@ -49,6 +50,12 @@ struct Source {
     const int32_t *rows = nullptr;
     const int32_t *cells = nullptr, *map = nullptr;
     const int32_t *offsets = nullptr;
+
+    // The row of a single tap.
+    const float *row(int m) const {
+        const int32_t at = rows ? rows[m] : map ? map[cells[m] + offsets[0]] : m;
+        return base + size_t(at) * stride;
+    }
 };
 
 struct Target {
@@ -112,7 +119,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         over_rows(s, count, std::max(8, count / (4 * s.team.size())), double(count) * width < kSmall,
                   [&](int a, int b) {
                       for (int m = a; m < b; m++)
-                          before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, rows + size_t(m) * width,
+                          before->row(in.row(m), rows + size_t(m) * width,
                                       used);
                   });
         in = Source{rows, size_t(width)};
@@ -126,7 +133,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         if (before) {
             float *scratch = s.scratch[thread].need(size_t(to - from) * width);
             for (int m = from; m < to; m++)
-                before->row(in.base + size_t(in.rows ? in.rows[m] : m) * in.stride, scratch + size_t(m - from) * width,
+                before->row(in.row(m), scratch + size_t(m - from) * width,
                             used);
             prepared = scratch;
         }
@@ -150,7 +157,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
                         for (int t = 0; t < conv.taps; t++)
                             *row++ = in.base + size_t(in.cells[m] + in.offsets[t]) * in.stride;
                     } else {
-                        *row++ = in.base + size_t(in.rows ? in.rows[m] : m) * in.stride;
+                        *row++ = in.row(m);
                     }
                 }
                 multiply(Tile{rows, conv.taps, conv.depth, conv.panel(panel), &conv.bias[panel * kPanel], outs,
@@ -167,11 +174,10 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         s.team.run(tasks, task);
 }
 
-// How far the rows that a convolution reads lie from the cell of its output, in a grid of this pitch. `before`: zeros
-// before the picture that the convolution sees.
-inline void tap_offsets(const Conv &conv, int before, int pitch, int32_t *offsets) {
+// How far the cells that a convolution reads lie from the cell of its first tap, where that is (top, left) above it.
+inline void tap_offsets(const Conv &conv, int top, int left, int pitch, int32_t *offsets) {
     for (int y = 0; y < conv.kernel; y++)
-        for (int x = 0; x < conv.kernel; x++) *offsets++ = (y - before) * pitch + x - before;
+        for (int x = 0; x < conv.kernel; x++) *offsets++ = (y - top) * pitch + x - left;
 }
 
 } // namespace sact

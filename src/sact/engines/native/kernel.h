@@ -22,12 +22,20 @@ typedef float VecU __attribute__((vector_size(4 * SACT_WIDTH), aligned(4), may_a
 inline Vec load(const float *p) { return *reinterpret_cast<const VecU *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecU *>(p) = v; }
 inline Vec activate(Vec v, float slope) { return v > 0.0f ? v : v * slope; }
+// The sum of a vector's elements, by halves: unions of vectors stay in registers.
 inline float sum(Vec v) {
-    float parts[kWidth];
-    store(parts, v);
-    for (int half = kWidth / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
-    return parts[0];
+    typedef float Quarter __attribute__((vector_size(16)));
+    union Parts {
+        Vec whole;
+        Quarter quarters[kWidth / 4];
+    } parts = {v};
+    if (kWidth == 16) {
+        parts.quarters[0] += parts.quarters[2 % (kWidth / 4)];
+        parts.quarters[1 % (kWidth / 4)] += parts.quarters[3 % (kWidth / 4)];
+    }
+    if (kWidth >= 8) parts.quarters[0] += parts.quarters[1 % (kWidth / 4)];
+    const Quarter q = parts.quarters[0];
+    return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
 struct Tile {

@@ -40,6 +40,7 @@ static Grid max_pool(Session &s, const float *from, float *to, Grid in, size_t s
 // False where an image holds NaN or infinite values.
 static bool run(const SactModel &model, Session &s, const float *images, const int64_t strides[4], int n, int height,
          int width, float *logits, const SactBlockResult *results) {
+    s.layouts.start({n, height, width, 0});
     // The stem reads pixels with their zeros around them, channels last.
     const Conv &stem = *model.stem;
     const int top = stem.before(height), left = stem.before(width);

@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace sact {
@@ -26,36 +27,64 @@ struct Grid {
     }
 };
 
+// Every position of a grid as a row (its number) and a cell, and the way back: rows of cells, positions() for zeros.
+struct Layout {
+    explicit Layout(const Grid &grid) : grid(grid), rows(grid.positions()), cells(grid.positions()) {
+        map.assign(grid.cells(), grid.positions());
+        int row = 0;
+        for (int image = 0; image < grid.n; image++)
+            for (int y = 0; y < grid.height; y++)
+                for (int x = 0; x < grid.width; x++, row++) {
+                    const int cell = grid.cell(image, y, x);
+                    rows[row] = row;
+                    cells[row] = cell;
+                    map[cell] = row;
+                }
+    }
+    int64_t bytes() const { return int64_t(rows.capacity() + cells.capacity() + map.capacity()) * 4; }
+
+    Grid grid;
+    Index rows, cells, map;
+};
+
+// Layouts by grid, kept from run to run while the images stay of one size.
+class Layouts {
+  public:
+    const Layout &of(const Grid &grid) {
+        for (const auto &layout : kept_)
+            if (layout->grid == grid) return *layout;
+        kept_.push_back(std::make_unique<Layout>(grid));
+        return *kept_.back();
+    }
+    // Before a run on these images.
+    void start(const Grid &images) {
+        if (!(images == images_)) kept_.clear();
+        images_ = images;
+    }
+    int64_t bytes() const {
+        int64_t total = 0;
+        for (const auto &layout : kept_) total += layout->bytes();
+        return total;
+    }
+
+  private:
+    Grid images_;
+    std::vector<std::unique_ptr<Layout>> kept_;
+};
+
 // Active positions, and those within some reach of one: each as rows (numbers of positions, ascending), as cells of the
 // grid, and as a map from every cell to its place among the rows, or to the row behind the last where it has none.
 class Sites {
   public:
-    // Everything in the grid is active.
-    void start(const Grid &grid) {
-        if (!(grid == grid_)) {
-            grid_ = grid;
-            all_.rows.resize(grid.positions());
-            all_.cells.resize(grid.positions());
-            all_.map.assign(grid.cells(), grid.positions());
-            int row = 0;
-            for (int image = 0; image < grid.n; image++)
-                for (int y = 0; y < grid.height; y++)
-                    for (int x = 0; x < grid.width; x++, row++) {
-                        const int cell = grid.cell(image, y, x);
-                        all_.rows[row] = row;
-                        all_.cells[row] = cell;
-                        all_.map[cell] = row;
-                    }
-        }
-        active_ = all_.rows;
+    // Everything in the layout is active.
+    void start(const Layout &layout) {
+        all_ = &layout;
+        active_ = layout.rows;
         changed();
     }
 
-    const Grid &grid() const { return grid_; }
     const Index &active() const { return active_; }
-    // Cell of every position, and position of every cell.
-    const Index &all_cells() const { return all_.cells; }
-    const Index &all_map() const { return all_.map; }
+    const Layout &all() const { return *all_; }
 
     // Only the marked ones of the active positions go on.
     void keep(const std::vector<uint8_t> &marks) {
@@ -67,20 +96,24 @@ class Sites {
         changed();
     }
 
-    const Index &rows(int reach) { return reach == 0 ? active_ : listed(reach).rows; }
-    const Index &cells(int reach) { return listed(reach).cells; }
+    const Index &rows(int reach) {
+        if (reach == 0) return active_;
+        return everything() ? all_->rows : listed(reach).rows;
+    }
+    const Index &cells(int reach) { return everything() ? all_->cells : listed(reach).cells; }
     const Index &map(int reach) {
+        if (everything()) return all_->map;
         Place &place = listed(reach);
-        if (&place != &all_ && !place.mapped) {
+        if (!place.mapped) {
             const Index &at = rows(reach);
-            place.map.assign(grid_.cells(), int32_t(at.size()));
+            place.map.assign(all_->grid.cells(), int32_t(at.size()));
             for (size_t i = 0; i < at.size(); i++) place.map[place.cells[i]] = int32_t(i);
             place.mapped = true;
         }
         return place.map;
     }
     int64_t bytes() const {
-        size_t total = active_.capacity() + all_.rows.capacity() + all_.cells.capacity() + all_.map.capacity();
+        size_t total = active_.capacity();
         for (const Place &place : places_) total += place.rows.capacity() + place.cells.capacity() + place.map.capacity();
         return int64_t(total * sizeof(int32_t) + near_.capacity() + wide_.capacity());
     }
@@ -91,18 +124,19 @@ class Sites {
         bool current = false, mapped = false;
     };
 
+    bool everything() const { return int(active_.size()) == all_->grid.positions(); }
+
     void changed() {
         for (Place &place : places_) place.current = place.mapped = false;
     }
 
     Place &listed(int reach) {
-        if (int(active_.size()) == grid_.positions()) return all_;
         Place &place = places_[reach];
         if (place.current) return place;
         if (reach) dilate(listed(reach - 1).cells, place);
         const Index &at = rows_of(reach);
         place.cells.resize(at.size());
-        for (size_t m = 0; m < at.size(); m++) place.cells[m] = all_.cells[at[m]];
+        for (size_t m = 0; m < at.size(); m++) place.cells[m] = all_->cells[at[m]];
         place.current = true;
         return place;
     }
@@ -110,22 +144,22 @@ class Sites {
 
     // List the positions in a cell of `from` or beside one.
     void dilate(const Index &from, Place &to) {
-        const int pitch = grid_.pitch();
-        near_.assign(grid_.cells(), 0);
-        wide_.assign(grid_.cells(), 0);
+        const Grid &grid = all_->grid;
+        const int pitch = grid.pitch();
+        near_.assign(grid.cells(), 0);
+        wide_.assign(grid.cells(), 0);
         for (int32_t cell : from) near_[cell] = 1;
         for (size_t i = 1; i + 1 < near_.size(); i++) wide_[i] = near_[i - 1] | near_[i] | near_[i + 1];
         to.rows.clear();
-        for (int image = 0, row = 0; image < grid_.n; image++)
-            for (int y = 0; y < grid_.height; y++) {
-                const uint8_t *line = &wide_[grid_.cell(image, y, 0)];
-                for (int x = 0; x < grid_.width; x++, row++)
+        for (int image = 0, row = 0; image < grid.n; image++)
+            for (int y = 0; y < grid.height; y++) {
+                const uint8_t *line = &wide_[grid.cell(image, y, 0)];
+                for (int x = 0; x < grid.width; x++, row++)
                     if (line[x - pitch] | line[x] | line[x + pitch]) to.rows.push_back(row);
             }
     }
 
-    Grid grid_;
-    Place all_;
+    const Layout *all_ = nullptr;
     Index active_;
     std::array<Place, kMaxReach + 1> places_; // by reach
     std::vector<uint8_t> near_, wide_;
