@@ -555,7 +555,7 @@ def test_working_memory_settles(small: MakeModel) -> None:
     largest = working(6, 1)
     assert working(1, 1) <= largest
     assert working(3, 1) <= largest
-    assert working(6, 1) == largest
+    assert working(6, 1) <= 1.01 * largest
     for threads in (2, 1, 2, 1):
         assert working(6, threads) <= 1.5 * largest
 
