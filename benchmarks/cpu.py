@@ -118,7 +118,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         batches,
         row.forcings,
         engines=options.engines.split(","),
-        names=[name for name in options.peers.split(",") if name],
+        peers=[name for name in options.peers.split(",") if name],
         threads=options.threads,
         seconds=options.seconds or row.seconds,
     )

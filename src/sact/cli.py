@@ -28,18 +28,21 @@ Residual networks that decide, position by position, how many of their units to 
   sact eval runs/scenes_sact/model                  accuracy, FLOPs and ponder cost
   sact predict photo.jpg --out pictures             class, cost, and the map of where the work went
   sact flops resnet101 --size 224                   the paper's FLOP count
+  sact bench resnet101 --share 0.3,0.5              time against the plain network in other runtimes
   sact import-tf checkpoint --out model             the authors' released weights
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a bad argument or input, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 2 for a bad argument or input, 130 when interrupted, and
+    1 where `sact bench` refused to time something, as it gave another answer.
+    """
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        options.run(options, rest) if options.verb == "train" else options.run(options)
+        code: int | None = options.run(options, rest) if options.verb == "train" else options.run(options)
     except SactError as error:
         print(f"sact {options.verb}: {error}", file=sys.stderr)
         return 2
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sact {options.verb}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +83,7 @@ def make_parser() -> Parser:
     _add_eval(verbs)
     _add_predict(verbs)
     _add_flops(verbs)
+    _add_bench(verbs)
     _add_import_tf(verbs)
     return parser
 
@@ -140,15 +144,48 @@ def _add_flops(verbs: Any) -> None:
         help="the paper's FLOP count of a network",
         description="Count FLOPs (2 x multiply-adds of convolutions), with every unit run and with the fewest.",
     )
-    flops.add_argument("model", metavar="MODEL", help="name of a network (resnet101, cifar_resnet32, ...) or a folder")
-    flops.add_argument("--halting", default=None, choices=["none", "act", "sact"])
-    flops.add_argument("--units", type=_units, help="units per block, like 3,4,6,3")
-    flops.add_argument("--base-channels", type=int)
-    flops.add_argument("--num-classes", type=int)
-    flops.add_argument("--in-channels", type=int, help="channels of the images")
-    flops.add_argument("--size", type=_size, default=None, help="image size: 224 or 480x640 (HxW)")
+    _add_network(flops)
     flops.add_argument("--json", action="store_true", help="print JSON")
     flops.set_defaults(run=run_flops)
+
+
+def _add_network(verb: argparse.ArgumentParser) -> None:
+    """What names a network, made anew or saved, and the size of its images."""
+    verb.add_argument("model", metavar="MODEL", help="name of a network (resnet101, cifar_resnet32, ...) or a folder")
+    verb.add_argument("--halting", default=None, choices=["none", "act", "sact"])
+    verb.add_argument("--units", type=_units, help="units per block, like 3,4,6,3")
+    verb.add_argument("--base-channels", type=int)
+    verb.add_argument("--num-classes", type=int)
+    verb.add_argument("--in-channels", type=int, help="channels of the images")
+    verb.add_argument("--size", type=_size, default=None, help="image size: 224 or 480x640 (HxW)")
+
+
+def _add_bench(verbs: Any) -> None:
+    bench = verbs.add_parser(
+        "bench",
+        help="time engines against the plain network in other runtimes",
+        description="Time a network in our engines beside its plain network in eager PyTorch, torch.compile, ONNX "
+        "Runtime and OpenVINO. Outputs are compared first; what differs is not timed, and the exit code is 1. "
+        "Realised share: speed-up against the fastest of them, divided by (plain FLOPs / our FLOPs).",
+    )
+    _add_network(bench)
+    bench.add_argument("--batch", type=int, default=1, help="images per run (%(default)s)")
+    bench.add_argument(
+        "--share",
+        type=_shares,
+        help="do these shares of the plain network's FLOPs, like 0.3,0.5, whatever the scores say; 1 runs every unit "
+        "everywhere (default: 0.5 for a network without trained weights, else its own halting)",
+    )
+    bench.add_argument("--masks", default="scenes", help="where units run then: scenes (objects), random (%(default)s)")
+    bench.add_argument("--images", metavar="IMAGE", nargs="+", help="images or folders (default: scenes, or noise)")
+    bench.add_argument("--batches", type=int, default=16, help="different batches of scenes (%(default)s)")
+    bench.add_argument("--engines", default="native,masked", help="masked, gather, native (%(default)s)")
+    bench.add_argument("--peers", default="eager,compile,onnxruntime,openvino", help="the others (%(default)s)")
+    bench.add_argument("--threads", type=int, help="of every contestant (default: PyTorch's choice)")
+    bench.add_argument("--seconds", type=float, default=10.0, help="how long they take turns (%(default)s)")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON; without FILE print it alone")
+    bench.set_defaults(run=run_bench)
 
 
 def _add_import_tf(verbs: Any) -> None:
@@ -284,6 +321,16 @@ def run_flops(options: argparse.Namespace) -> None:
         print(f"{name:14}{values[0]:>16,}{values[1]:>18,}{values[2]:>18,}")
 
 
+def run_bench(options: argparse.Namespace) -> int:
+    """`sact bench`."""
+    from .bench.command import run
+
+    saved = _is_saved(options.model)
+    if not saved and options.halting is None:
+        options.halting = "sact"
+    return run(_named_or_saved(options, "cpu").eval(), options, saved)
+
+
 def run_import_tf(options: argparse.Namespace) -> None:
     """`sact import-tf`."""
     from .checkpoints import save_pretrained
@@ -332,16 +379,24 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
     return (arguments[at] if at < len(arguments) else None), arguments[:at] + arguments[at + 1 :]
 
 
-def _named_or_saved(options: argparse.Namespace) -> Network:
+def _is_saved(name: str) -> bool:
+    from .checkpoints import list_pretrained
+
+    return "/" in name or Path(name).is_dir() or name in list_pretrained()
+
+
+def _named_or_saved(options: argparse.Namespace, device: str = "meta") -> Network:
+    """The network that the options name; one made anew has weights on `device`, the same ones each time."""
     import torch
 
-    from .checkpoints import from_pretrained, list_pretrained
+    from .checkpoints import from_pretrained
     from .models import create_model
 
     shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes", "in_channels")}
     name = options.model
-    if not ("/" in name or Path(name).is_dir() or name in list_pretrained()):
-        with torch.device("meta"):  # only shapes are counted
+    if not _is_saved(name):
+        torch.manual_seed(0)
+        with torch.device(device):
             given = {field: value for field, value in shape.items() if value is not None}
             return create_model(name, options.halting or "none", **given)
     for field, value in shape.items():
@@ -355,6 +410,13 @@ def _units(text: str) -> list[int]:
         return [int(part) for part in text.strip("[]").split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}" is not a list of unit counts like 3,4,6,3') from None
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a list of shares like 0.3,0.5') from None
 
 
 def _size(text: str) -> tuple[int, int]:

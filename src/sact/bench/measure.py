@@ -18,8 +18,9 @@ from ..engines import ENGINES
 from ..errors import InputError, MissingExtraError
 from ..models import Network
 from ..ponder import Ponder
-from . import memory, peers
+from . import memory
 from .masks import Forcing, force_units
+from .peers import PEERS, load, plain_network, prepare
 from .report import conditions
 
 TOLERANCE = 1e-4
@@ -28,6 +29,8 @@ UNIT_TOLERANCE = 1e-3
 """Largest share of positions at which an engine may run another number of units than the definition."""
 LEAST_ROUNDS = 5
 """Turns of every contestant, however long they take."""
+PAUSE = 0.01
+"""Seconds before each turn: the threads of the one before it spin on for some milliseconds, and would slow the next."""
 WARM_BELOW = 0.05
 """Seconds; a contestant faster than this runs once untimed in each turn, as the one before has emptied its caches."""
 
@@ -43,7 +46,7 @@ class Contestant:
         forcing: the wanted share; None where the network halts by itself, or is plain.
         before: what is done ahead of each run, outside the clock.
         problem: why it is not timed; empty if it is.
-        failed: whether that is an error, and not a package that is missing.
+        failed: whether that is a wrong answer, and not a runtime that is missing.
         difference: largest one from the reference, as a share of the reference's largest logit.
         unit_difference: share of positions that run another number of units; None for peers.
         flops: of each batch.
@@ -71,7 +74,7 @@ def bench(
     forcings: Sequence[Forcing] = (),
     *,
     engines: Sequence[str] = ("native", "masked"),
-    names: Sequence[str] = peers.PEERS,
+    peers: Sequence[str] = PEERS,
     threads: int | None = None,
     seconds: float = 10.0,
     seed: int = 0,
@@ -88,7 +91,7 @@ def bench(
         forcings: wanted shares for an adaptive network, each measured in every engine but "masked", which does the
             same work whatever the share, and is measured at the first. Empty: the network halts by itself.
         engines: of `sact.engines.ENGINES`. "masked" is the adaptive network computed densely.
-        names: of `PEERS`; one whose package is missing is reported and left out.
+        peers: of `PEERS`; one whose package is missing is reported and left out.
         threads: of PyTorch and the peers; None for PyTorch's own choice.
         seconds: how long turns go on; every contestant has at least `LEAST_ROUNDS`.
         seed: of the masks that shares are spent on.
@@ -101,11 +104,11 @@ def bench(
     Raises:
         InputError: an option is out of range, or a share cannot be reached.
     """
-    _check(model, batches, engines, names, threads, seconds)
+    _check(model, batches, engines, peers, threads, seconds)
     with _threads(threads) as count:
-        plain = peers.plain_network(model)
+        plain = plain_network(model)
         with torch.no_grad():
-            contestants = [_prepare_peer(name, plain, batches, count) for name in names]
+            contestants = [_prepare_peer(name, plain, batches, count) for name in peers]
             for engine in engines:
                 contestants += _prepare_engine(engine, model, batches, forcings, seed)
             rounds = _take_turns([one for one in contestants if not one.problem], batches, seconds)
@@ -128,7 +131,7 @@ def _check(
     model: Network,
     batches: Sequence[Tensor],
     engines: Sequence[str],
-    names: Sequence[str],
+    peers: Sequence[str],
     threads: int | None,
     seconds: float,
 ) -> None:
@@ -144,7 +147,7 @@ def _check(
                 f"a batch is {images.dtype} {tuple(images.shape)} on {images.device}, but all must be float32 "
                 f"{tuple(batches[0].shape)} on the CPU"
             )
-    for given, known, what in ((engines, ENGINES, "engine"), (names, peers.PEERS, "peer")):
+    for given, known, what in ((engines, ENGINES, "engine"), (peers, PEERS, "peer")):
         for name in given:
             if name not in known:
                 raise InputError(f'{what} is "{name}", but it must be one of {", ".join(known)}')
@@ -166,16 +169,16 @@ def _threads(count: int | None) -> Iterator[int]:
 
 def _prepare_peer(name: str, plain: torch.nn.Sequential, batches: Sequence[Tensor], threads: int) -> Contestant:
     one = Contestant(name, "peer")
-    before = memory.resident()
     try:
-        one.run = peers.prepare(name, plain, batches[0], threads)
+        load(name)
+        before = memory.resident()
+        one.run = prepare(name, plain, batches[0], threads)
         one.run(batches[0])
     except MissingExtraError as error:
-        one.problem = str(error)
+        one.problem = f"left out: {error}"
         return one
     except Exception as error:  # whatever another runtime may raise; the others are still worth timing
-        one.problem = f"{name} failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        one.failed = True
+        one.problem = f"left out: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         return one
     one.memory = _memory_of_runs([one], batches[0], before)
     one.difference = max(_difference(one.run(images), plain(images)) for images in batches)
@@ -186,16 +189,16 @@ def _prepare_peer(name: str, plain: torch.nn.Sequential, batches: Sequence[Tenso
 def _prepare_engine(
     engine: str, model: Network, batches: Sequence[Tensor], forcings: Sequence[Forcing], seed: int
 ) -> list[Contestant]:
+    shape = (len(batches[0]), *batches[0].shape[-2:])
+    wanted: list[Forcing | None] = [*forcings[: 1 if engine == "masked" else None]]
+    maps = [None if forcing is None else force_units(model, shape, forcing, seed) for forcing in wanted or [None]]
     before = memory.resident()
     network = copy.deepcopy(model)
     for block in network.blocks:
         block.forced_units = None
     fast = compile(network, engine)  # type: ignore[arg-type]  # checked above
-    shape = (len(batches[0]), *batches[0].shape[-2:])
     found = []
-    wanted: list[Forcing | None] = [*forcings[: 1 if engine == "masked" else None]]
-    for forcing in wanted or [None]:
-        units = None if forcing is None else force_units(model, shape, forcing, seed)
+    for forcing, units in zip(wanted or [None], maps, strict=True):
 
         def set_units(units: list[Tensor] | None = units) -> None:
             for index, block in enumerate(network.blocks):
@@ -272,6 +275,7 @@ def _take_turns(contestants: Sequence[Contestant], batches: Sequence[Tensor], se
         for one in [*contestants[first:], *contestants[:first]]:
             assert one.run is not None
             one.before()
+            time.sleep(PAUSE)
             if quick[id(one)]:
                 one.run(images)
             start = time.perf_counter()

@@ -44,8 +44,9 @@ def describe(result: dict[str, Any]) -> str:
     """The conditions of a benchmark, on one line."""
     held = result["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in held["versions"].items())
+    threads = f"{held['threads']} thread{'' if held['threads'] == 1 else 's'}"
     return (
-        f"{held['processor']} ({held['cores']} cores), {held['threads']} threads, float32, {versions}, {held['date']}; "
+        f"{held['processor']} ({held['cores']} cores), {threads}, float32, {versions}, {held['date']}; "
         f"medians of {result['rounds']} interleaved rounds"
     )
 
@@ -56,7 +57,8 @@ def table(result: dict[str, Any]) -> str:
     gflops = result["plain_flops"] / 1e9
     fastest = result["fastest_peer"] or "none was timed"
     lines = [
-        f"{result['family']} {result['units']}, halting {result['halting']}, images {shape}",
+        f"{result.get('model', result['family'])}, units {result['units']}, halting {result['halting']}, images {shape}"
+        f"{' of ' + result['images'] if 'images' in result else ''}",
         f"plain network: {gflops:.4g} GFLOPs; the fastest peer: {fastest}",
         f"{'':28}{'FLOPs':>8}{'median ms':>11}  {'quartiles':>17}{'speed-up':>10}{'realised':>10}{'MiB':>7}"
         f"{'differs':>9}",
@@ -64,7 +66,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         name = label(row)
         if row["problem"]:
-            lines.append(f"{name:28}{'' if row['failed'] else 'left out: '}{row['problem']}")
+            lines.append(f"{name:28}{row['problem']}")
             continue
         times = row["milliseconds"]
         quartiles = f"{times['lower_quartile']:.2f} - {times['upper_quartile']:.2f}"
