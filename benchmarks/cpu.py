@@ -13,6 +13,7 @@ import argparse
 import csv
 import datetime
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ ROOFLINE_ROW = ROWS[0]
 ROOFLINE_SHARES = (1.0, 0.5)
 
 
-def main() -> None:
+def main() -> int:
+    """Measure and report; the exit code is 1 where a contestant gave another answer, and 2 for a bad argument."""
     parser = argparse.ArgumentParser(description="Time the CPU engine beside other runtimes.")
     names = [row.name for row in ROWS]
     parser.add_argument(
@@ -97,17 +99,31 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of cpu.md, cpu.csv and cpu.png")
     options = parser.parse_args()
-    chosen = names if options.only is None else options.only
+    try:
+        return run(options, names if options.only is None else options.only)
+    except sact.SactError as error:
+        print(f"cpu: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace, chosen: Sequence[str]) -> int:
+    """Measure the chosen rows and write the report of all that are kept."""
+    failed = False
     for row in ROWS:
         if row.name in chosen:
             result = measure(row, options)
             write_json(KEPT / f"{row.name}.json", result)
             print(f"{row.name}\n{table(result)}\n", flush=True)
+            failed |= any(one["failed"] for one in result["rows"])
     if chosen:
         print("measuring what this machine can do at most", flush=True)
         torch.set_num_threads(options.threads)
         write_json(KEPT / "limits.json", measure_limits()._asdict())
-    write_report(options.out, [row for row in ROWS if (KEPT / f"{row.name}.json").is_file()])
+    kept = [row for row in ROWS if (KEPT / f"{row.name}.json").is_file()]
+    if not kept:
+        raise sact.InputError("nothing was measured yet; leave out --only, or name rows behind it")
+    write_report(options.out, kept)
+    return int(failed)
 
 
 def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
@@ -378,4 +394,4 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -542,7 +542,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def test_the_report(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command = ["cpu.py", "--out", str(tmp_path), "--peers", "eager", "--engines", "gather,masked", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", command)
-    cpu.main()
+    assert cpu.main() == 0
     page = (tmp_path / "cpu.md").read_text()
     assert report.processor() in page
     assert "| cifar_resnet20 | 1x32x32 | gather | random | 60." in page
@@ -554,8 +554,16 @@ def test_the_report(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "cpu.md").unlink()
     monkeypatch.setattr(sys, "argv", [*command, "--only"])
     monkeypatch.setattr(cpu, "bench", None)
-    cpu.main()
+    assert cpu.main() == 0
     assert (tmp_path / "cpu.md").read_text() == page, "the report alone, from what was kept"
+
+
+def test_a_report_of_nothing(
+    cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cpu.py", "--only"])
+    assert cpu.main() == 2
+    assert "nothing was measured yet" in capsys.readouterr().err
 
 
 def test_roofline_counts_every_byte_once(cpu: ModuleType, tiny) -> None:

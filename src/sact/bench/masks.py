@@ -28,6 +28,7 @@ RAMP = 0.125
 
 _MASK_SIZE = 128
 _STEPS = 40
+_PRECISION = 1e-4
 
 
 class Forcing(NamedTuple):
@@ -81,15 +82,16 @@ def force_units(model: Network, shape: tuple[int, int, int], forcing: Forcing, s
     orders, ramp = _orders(model, ponder, count, masks, seed)
     low = min(float(order.min()) for order in orders) - ramp
     high = max(float(order.max()) for order in orders) + ramp
-    best = _fill(ponder, count, False, model)
+    best, found = _fill(ponder, count, False, model), least
     for _ in range(_STEPS):
+        if abs(found - share) < _PRECISION:
+            break
         middle = (low + high) / 2
-        units = [
-            _units(block.max_units, order, middle, ramp) for block, order in zip(ponder.blocks, orders, strict=True)
-        ]
+        pairs = zip(ponder.blocks, orders, strict=True)
+        units = [_units(block.max_units, order, middle, ramp) for block, order in pairs]
         reached = _share(ponder, units)
-        if abs(reached - share) < abs(_share(ponder, best) - share):
-            best = units
+        if abs(reached - share) < abs(found - share):
+            best, found = units, reached
         low, high = (middle, high) if reached < share else (low, middle)
     return best
 

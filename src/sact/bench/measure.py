@@ -31,8 +31,13 @@ LEAST_ROUNDS = 5
 """Turns of every contestant, however long they take."""
 PAUSE = 0.01
 """Seconds before each turn: the threads of the one before it spin on for some milliseconds, and would slow the next."""
+REST = 0.01
+"""Seconds of sleep before each turn: threads wait in busy loops for a while after a run, and would take the cores from
+whoever is timed next."""
 WARM_BELOW = 0.05
-"""Seconds; a contestant faster than this runs once untimed in each turn, as the one before has emptied its caches."""
+"""Seconds; a contestant faster than this first runs untimed in each turn, as the one before has emptied its caches."""
+WARM_SECONDS = 0.02
+"""How long it does that."""
 
 
 @dataclass
@@ -276,14 +281,23 @@ def _take_turns(contestants: Sequence[Contestant], batches: Sequence[Tensor], se
             assert one.run is not None
             one.before()
             time.sleep(PAUSE)
+            time.sleep(REST)
             if quick[id(one)]:
-                one.run(images)
+                _warm(one.run, images)
             start = time.perf_counter()
             one.run(images)
             one.seconds.append(time.perf_counter() - start)
             quick[id(one)] = one.seconds[-1] < WARM_BELOW
         rounds += 1
     return rounds
+
+
+def _warm(run: Callable[[Tensor], Any], images: Tensor) -> None:
+    """Run at least once, and until some time has gone by."""
+    stop = time.perf_counter() + WARM_SECONDS
+    run(images)
+    while time.perf_counter() < stop:
+        run(images)
 
 
 def _summary(contestants: Sequence[Contestant], plain_flops: int) -> dict[str, Any]:

@@ -105,8 +105,6 @@ def _onnxruntime(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its threads would otherwise turn on after a run and take the cores from whoever is timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         session = onnxruntime.InferenceSession(
             str(_export(plain, images, Path(folder))), options, providers=["CPUExecutionProvider"]
