@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from roofline import Limits, measure_limits, roofline
+from study_report import fill
 from torch import Tensor
 
 import sact
@@ -39,6 +40,7 @@ KEPT = ROOT / "runs" / "bench-cpu"
 OUT = Path(__file__).resolve().parent
 SHARES = (0.3, 0.5, 0.7, 1.0)
 SCENES_LENGTH = 64
+HEADLINE_ROW = "resnet101-1x224x224"
 COLORS = ("#1a73e8", "#e37400", "#188038", "#a142f4")
 
 
@@ -160,7 +162,28 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
     write_csv(out / "cpu.csv", [line for row in rows for line in flat(row, results[row.name])])
     plot(results, out / "cpu.png")
     write_text(out / "cpu.md", page(rows, results))
+    if out == OUT and HEADLINE_ROW in results:
+        fill(ROOT / "README.md", "cpu", headline(results))
     print(f"the report is in {out / 'cpu.md'}")
+
+
+def headline(results: dict[str, Any]) -> str:
+    """What the README says: one network and input, every share."""
+    result = results[HEADLINE_ROW]
+    lines = ["| share of FLOPs | time | speed-up | realised share |", "|---|---|---|---|"]
+    for one in result["rows"]:
+        if one["name"] == "native" and one["masks"] == "scenes" and one["milliseconds"]:
+            times = one["milliseconds"]
+            lines.append(
+                f"| {one['share']:.1%} | {times['median']:.1f} ms ({times['lower_quartile']:.1f} to "
+                f"{times['upper_quartile']:.1f}) | {one['speed_up']:.2f} | {one['realised_share']:.1%} |"
+            )
+    peer = next(one for one in result["rows"] if one["name"] == result["fastest_peer"])
+    lines.append(
+        f"\n`python benchmarks/cpu.py`; {HEADLINE_ROW}, medians and quartiles, against the plain network in the "
+        f"fastest peer ({peer['name']}, {peer['milliseconds']['median']:.1f} ms); {conditions({HEADLINE_ROW: result})}"
+    )
+    return "\n".join(lines)
 
 
 def flat(row: Row, result: dict[str, Any]) -> list[dict[str, Any]]:
