@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -64,6 +65,7 @@ class Team {
         while (take(0)) {
         }
         for (int spins = 0; done_.load(std::memory_order_acquire) != count; spins++) relax(spins);
+        if (failed_.exchange(false)) throw std::bad_alloc();
     }
 
   private:
@@ -81,7 +83,11 @@ class Team {
             uint64_t word = range.load(std::memory_order_acquire);
             while ((word & kMask) < (word >> 20 & kMask)) {
                 if (range.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-                    call_(context_, int(word & kMask), thread);
+                    try {
+                        call_(context_, int(word & kMask), thread);
+                    } catch (...) { // memory is short; only the caller's thread may say so
+                        failed_.store(true, std::memory_order_relaxed);
+                    }
                     done_.fetch_add(1, std::memory_order_acq_rel);
                     return true;
                 }
@@ -121,6 +127,7 @@ class Team {
     const int threads_;
     uint64_t epoch_ = 0;
     alignas(64) std::atomic<int> done_{0};
+    std::atomic<bool> failed_{false};
     void (*call_)(const void *, int, int) = nullptr;
     const void *context_ = nullptr;
 };
