@@ -26,7 +26,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("SACT_CACHE", str(tmp_path / "cache"))
-    import demo
+    import demo  # noqa: I001  # a folder demo/ may lie beside the tests
     import timing
 
     monkeypatch.setattr(timing, "SECONDS", 0.0)
