@@ -18,6 +18,7 @@ X86 = {
     "avx2": (8, 6, ["-mavx2", "-mfma"]),
     "portable": (4, 6, []),
 }
+COMMON = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0"]
 ARM = {"neon": (4, 12, []), "portable": (4, 6, [])}
 
 
@@ -28,13 +29,13 @@ def extension(isa: str, width: int, rows: int, options: list[str]) -> Extension:
         [f"{NATIVE}/native.cpp"],
         depends=[str(path) for path in Path(NATIVE).glob("*.h")],
         define_macros=[("SACT_WIDTH", str(width)), ("SACT_ROWS", str(rows)), ("Py_LIMITED_API", "0x030A0000")],
-        extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", *options],
+        extra_compile_args=[*COMMON, *options],
         extra_link_args=["-pthread"],
         py_limited_api=True,
         optional=True,
     )
 
 
-machine = platform.machine().lower()
-kernels = X86 if machine in ("x86_64", "amd64") else ARM if machine in ("aarch64", "arm64") else {"portable": (4, 6, [])}
+KERNELS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+kernels = KERNELS.get(platform.machine().lower(), {"portable": (4, 6, [])})
 setup(ext_modules=[] if sys.platform == "win32" else [extension(isa, *how) for isa, how in kernels.items()])

@@ -36,7 +36,7 @@ def adaptive_name(halting: str, tau: float) -> str:
 
 
 def same_flops_units(folder: Path, name: str) -> tuple[int, ...]:
-    """The plain network that an adaptive one is held against: its mean units per block, rounded."""
+    """The plain network that an adaptive one is held against: its mean units per block on validation, rounded."""
     results = json.loads((folder / name / "results.json").read_text())
     return tuple(max(1, round(block["units"]["mean"])) for block in results["blocks"])
 

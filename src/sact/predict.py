@@ -78,6 +78,8 @@ def predict(
             mode.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
+    if not isinstance(network, Network):
+        raise InputError(f"predict takes a network, got {type(model).__name__}; load one with sact.from_pretrained")
     if network.preprocessing is None:
         raise InputError(
             "this network does not say how images are prepared for it; set model.preprocessing, for instance to "

@@ -46,7 +46,9 @@ def import_tf_checkpoint(path: str | Path) -> Network:
         MissingExtraError: TensorFlow is not installed (extra `tf`).
     """
     prefix = find_prefix(Path(path))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets at length on import
+    # TensorFlow greets at length on import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     tf = require("tensorflow", "tf")
     try:
         reader = tf.train.load_checkpoint(str(prefix))

@@ -29,8 +29,6 @@ UNIT_TOLERANCE = 1e-3
 """Largest share of positions at which an engine may run another number of units than the definition."""
 LEAST_ROUNDS = 5
 """Turns of every contestant, however long they take."""
-PAUSE = 0.01
-"""Seconds before each turn: the threads of the one before it spin on for some milliseconds, and would slow the next."""
 REST = 0.01
 """Seconds of sleep before each turn: threads wait in busy loops for a while after a run, and would take the cores from
 whoever is timed next."""
@@ -280,7 +278,6 @@ def _take_turns(contestants: Sequence[Contestant], batches: Sequence[Tensor], se
         for one in [*contestants[first:], *contestants[:first]]:
             assert one.run is not None
             one.before()
-            time.sleep(PAUSE)
             time.sleep(REST)
             if quick[id(one)]:
                 _warm(one.run, images)

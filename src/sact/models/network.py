@@ -167,6 +167,11 @@ class Network(nn.Module):
                 "use sact.preprocess, or images.float() scaled as in training"
             )
         parameter = next(self.parameters())
+        if images.device != parameter.device:
+            raise InputError(
+                f"images are on {images.device}, but the network is on {parameter.device}; "
+                f"move one of them, for instance images.to({str(parameter.device)!r})"
+            )
         if images.dtype != parameter.dtype and not torch.is_autocast_enabled(images.device.type):
             raise InputError(
                 f"images are {images.dtype}, but the network's weights are {parameter.dtype}; "
