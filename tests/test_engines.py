@@ -357,6 +357,17 @@ def move_statistics(model: sact.Network) -> None:
     model.blocks[0].units[1].branch.norm1.running_mean.add_(0.5)
 
 
+def halt_earlier(model: sact.Network) -> None:
+    for block in model.blocks:
+        block.eps = 0.7
+
+
+def widen_norms(model: sact.Network) -> None:
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 0.5
+
+
 def load_other(model: sact.Network, assign: bool = False) -> None:
     torch.manual_seed(5)
     other = copy.deepcopy(model)
@@ -378,6 +389,8 @@ def load_other(model: sact.Network, assign: bool = False) -> None:
         load_other,
         lambda model: load_other(model, assign=True),
         sact.Network.double,
+        halt_earlier,
+        widen_norms,
     ],
     ids=[
         "in place",
@@ -389,6 +402,8 @@ def load_other(model: sact.Network, assign: bool = False) -> None:
         "load_state_dict",
         "assigned",
         "dtype",
+        "eps of halting",
+        "eps of norms",
     ],
 )
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -257,3 +257,9 @@ def test_under_distributed_data_parallel(make_model, tmp_path, world: int) -> No
         torch.multiprocessing.spawn(train_in_parallel, arguments, nprocs=world)
     for ours, theirs in zip(torch.load(results), expected, strict=True):
         close(ours, theirs)
+
+
+def test_images_on_another_device_are_refused(make_model) -> None:
+    model = make_model(units=[2], base_channels=4).to("meta")
+    with pytest.raises(sact.InputError, match="images are on cpu, but the network is on meta"):
+        model(torch.zeros(1, 3, 32, 32))

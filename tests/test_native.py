@@ -623,3 +623,11 @@ def test_sact_builds_without_a_compiler(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=ROOT, env=os.environ | missing, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@compiled
+def test_more_positions_than_can_be_numbered_are_refused(small: MakeModel) -> None:
+    fast = sact.compile(small(), "native")
+    images = torch.zeros(1, 3, 1, 1).expand(1 << 10, 3, 2048, 2048)
+    with torch.no_grad(), pytest.raises(sact.InputError, match="split the batch"):
+        fast(images)

@@ -24,7 +24,6 @@ class Description {
     Description(Random &random, bool bottleneck, int halting) : random_(random) {
         const int stem = random.within(1, 20);
         network.halting = halting;
-        network.eps = 0.01f;
         network.stem = bottleneck ? conv(random.within(1, 4), stem, 7, 2, 3) : conv(random.within(1, 4), stem, 3, 1, 1);
         network.stem_pool = bottleneck;
         int channels = stem;
@@ -37,7 +36,7 @@ class Description {
                                                    : basic_unit(u ? out : channels, out, u ? 1 : stride));
                 if (halting != SACT_NONE && u + 1 < units) units_.back().back().score = score(out, halting, bottleneck);
             }
-            blocks_.push_back({units, units_.back().data()});
+            blocks_.push_back({units, 0.99f, units_.back().data()});
             channels = out;
         }
         network.n_blocks = int(blocks_.size());

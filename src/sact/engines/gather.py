@@ -49,7 +49,7 @@ def prepare(model: Network) -> Run:
 
     At inference norms are folded into convolutions, again whenever the weights have changed.
     """
-    folded: dict[Block, tuple[tuple[tuple[int, int], ...], list[Chains]]] = {}
+    folded: dict[Block, tuple[tuple[tuple[int, float], ...], list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
         if torch.is_grad_enabled():
@@ -254,7 +254,10 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     )
 
 
-def _versions(block: Block) -> Iterator[tuple[int, int]]:
-    """Numbers that change whenever a parameter or buffer of the block does."""
+def _versions(block: Block) -> Iterator[tuple[int, float]]:
+    """Numbers that change whenever a parameter or buffer of the block, or a norm's eps, does."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            yield id(module), module.eps
     for tensor in (*block.parameters(), *block.buffers()):
         yield tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

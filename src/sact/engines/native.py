@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 ISAS = ("avx512", "avx2", "neon", "portable")
 """Builds of the kernel, the best first; `SACT_NATIVE_ISA` chooses one."""
 
-ABI = 1
+ABI = 2
 _HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
 _MAX_KERNEL = 7
-_NOT_FINITE = 2
+_NOT_FINITE, _TOO_LARGE = 2, 3
+_MAX_REACH = 15
 _MAX_PLANS = 16
 
 
@@ -81,13 +82,12 @@ class _Unit(Structure):
 
 
 class _Block(Structure):
-    _fields_ = [("n_units", c_int32), ("units", POINTER(_Unit))]
+    _fields_ = [("n_units", c_int32), ("threshold", c_float), ("units", POINTER(_Unit))]
 
 
 class _Network(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("halting", "n_blocks", "stem_pool", "pool_first", "classes")),
-        ("eps", c_float),
         ("stem", _Conv),
         ("blocks", POINTER(_Block)),
         ("before_classifier", _Pointwise),
@@ -218,8 +218,14 @@ class Packed:
             None if logits is None else logits.data_ptr(),
             results,
         )
+        if failed == _TOO_LARGE:
+            raise InputError(
+                f"images {tuple(images.shape)} have more positions than the CPU engine can number; split the batch, or "
+                'use sact.compile(model, engine="gather")'
+            )
         if failed == _NOT_FINITE:
             self.model.check_images(images)
+            raise InputError("images held NaN or infinite values when the run began; do not change them meanwhile")
         if failed:
             raise MemoryError(f"the CPU engine could not allocate memory for images {tuple(images.shape)}")
         return (features if logits is None else logits), Ponder(ponders, fixed_flops)
@@ -285,6 +291,8 @@ class Packed:
         return result
 
     def _stages(self, stages: Sequence[Stage]) -> Any:
+        if stages[0].in_reach > _MAX_REACH:
+            raise Unsupported(f"a branch that reads {stages[0].in_reach} positions around an active one")
         items = []
         for index, stage in enumerate(fold_norms(stages)):
             before = self._pointwise(stage.pointwise)
@@ -333,12 +341,12 @@ class Packed:
                     zip(block.units, [*block.scores, *[None] * (len(block.units) - len(block.scores))], strict=True)
                 )
             ]
-            blocks.append(_Block(len(units), self._array(_Unit, units)))
+            blocks.append(_Block(len(units), 1.0 - block.eps, self._array(_Unit, units)))
         stem_conv, *rest = model.stem
         if not isinstance(stem_conv, nn.Conv2d) or len(rest) > 1 or (rest and not isinstance(rest[0], SameMaxPool2d)):
             raise Unsupported(f"the stem {model.stem}")
         description = _Network(
-            _HALTING[model.config.halting], len(blocks), len(rest), 0, 0, model.config.eps,
+            _HALTING[model.config.halting], len(blocks), len(rest), 0, 0,
             self._conv(stem_conv), self._array(_Block, blocks),
         )  # fmt: skip
         if isinstance(model.head, nn.Sequential) and model.classifier is not None:
@@ -417,6 +425,10 @@ class Watch:
         ]
         self._norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         self._children = [(module._modules, dict(module._modules)) for module in modules if module._modules]
+        # Numbers that are packed with the weights.
+        blocks = [(module.__dict__, "eps", module.eps) for module in modules if isinstance(module, Block)]
+        norms = [(norm.__dict__, "eps", norm.eps) for norm in self._norms]
+        self._constants = blocks + norms
         self._items, self._names, self._values = (list(column) for column in zip(*held, strict=True))
         tensors = [tensor for _, _, tensor in held if tensor is not None]
         self._tensors = tensors
@@ -438,6 +450,7 @@ class Watch:
             and list(map(attrgetter("_version"), self._counted)) == self._versions
             and list(map(torch.Tensor.data_ptr, self._tensors)) == self._pointers
             and all(starmap(eq, self._children))
+            and all(items[name] == value for items, name, value in self._constants)
         )
 
 

@@ -11,9 +11,9 @@ namespace sact {
 // One block's run: halting, position by position or image by image, as in halting.step.
 class BlockRun {
   public:
-    BlockRun(Session &s, const SactModel &model, const std::vector<std::unique_ptr<Unit>> &units, Grid in,
-             const SactBlockResult &result)
-        : s_(s), model_(model), units_(units), in_(in), result_(result) {}
+    BlockRun(Session &s, const SactModel &model, size_t block, Grid in, const SactBlockResult &result)
+        : s_(s), model_(model), units_(model.blocks[block]), threshold_(model.thresholds[block]), in_(in),
+          result_(result) {}
 
     // From state rows [positions of `in`, channels] to the block's output; returns its grid.
     Grid operator()(const float *x, size_t stride, float **output) {
@@ -47,6 +47,7 @@ class BlockRun {
     Session &s_;
     const SactModel &model_;
     const std::vector<std::unique_ptr<Unit>> &units_;
+    const float threshold_;
     Grid in_, out_;
     const SactBlockResult &result_;
     float *state_ = nullptr;
@@ -364,7 +365,7 @@ class BlockRun {
         *goes_on = false;
         if (scored) {
             cumulative += h;
-            if (cumulative < 1.0f - model_.eps) {
+            if (cumulative < threshold_) {
                 *goes_on = true;
                 weight = h;
                 remainder -= h;

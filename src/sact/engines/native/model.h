@@ -8,9 +8,9 @@
 
 struct SactModel {
     int halting, stem_pool, pool_first, classes;
-    float eps;
     std::unique_ptr<sact::Conv> stem;
     std::vector<std::vector<std::unique_ptr<sact::Unit>>> blocks;
+    std::vector<float> thresholds; // of the blocks
     sact::Pointwise before_classifier;
     std::unique_ptr<sact::Conv> classifier;
 
@@ -19,9 +19,10 @@ struct SactModel {
 
     explicit SactModel(const SactNetwork &from)
         : halting(from.halting), stem_pool(from.stem_pool), pool_first(from.pool_first), classes(from.classes),
-          eps(from.eps), stem(std::make_unique<sact::Conv>(from.stem, true)) {
+          stem(std::make_unique<sact::Conv>(from.stem, true)) {
         for (int b = 0; b < from.n_blocks; b++) {
             blocks.emplace_back();
+            thresholds.push_back(from.blocks[b].threshold);
             for (int u = 0; u < from.blocks[b].n_units; u++)
                 blocks.back().push_back(std::make_unique<sact::Unit>(from.blocks[b].units[u]));
         }

@@ -86,7 +86,7 @@ static bool run(const SactModel &model, Session &s, const float *images, const i
     }
     for (size_t b = 0; b < model.blocks.size(); b++) {
         const auto &units = model.blocks[b];
-        BlockRun block(s, model, units, grid, results[b]);
+        BlockRun block(s, model, b, grid, results[b]);
         // The input must outlive the first unit only; the block's output may then take the input's place.
         grid = block(x, stride, &x);
         const int channels = units[0]->channels();
@@ -135,6 +135,9 @@ void sact_free(SactModel *model) { delete model; }
 
 int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
              int32_t width, int32_t threads, float *logits, SactBlockResult *blocks) {
+    // Positions and their neighbours are numbered with 31 bits.
+    const int64_t pixels = int64_t(n) * (int64_t(height) + 16) * (int64_t(width) + 16);
+    if (pixels >= int64_t(1) << 31) return 3;
     try {
         std::unique_ptr<sact::Session> session = model->borrow(std::max(1, threads));
         session->team.wake();

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define SACT_ABI 1
+#define SACT_ABI 2
 
 #if defined(__GNUC__)
 #define SACT_API extern "C" __attribute__((visibility("default")))
@@ -51,6 +51,7 @@ struct SactUnit {
 
 struct SactBlock {
     int32_t n_units;
+    float threshold; // an element halts once its cumulative score reaches this, 1 - eps
     const SactUnit *units;
 };
 
@@ -59,7 +60,6 @@ enum SactHalting { SACT_NONE = 0, SACT_IMAGES = 1, SACT_POSITIONS = 2 };
 // The classifier reads the mean of before(x) (pool_first == 0) or before(mean of x); classes == 0: features only.
 struct SactNetwork {
     int32_t halting, n_blocks, stem_pool, pool_first, classes;
-    float eps;
     SactConv stem;
     const SactBlock *blocks;
     SactPointwise before_classifier;
@@ -81,7 +81,8 @@ struct SactModel;
 SACT_API SactModel *sact_pack(const SactNetwork *network);
 SACT_API void sact_free(SactModel *model);
 // Run images [n, in, height, width], given by strides in elements. logits: [n, classes] or null.
-// 0 when done, 1 where memory is short, 2 where the images hold NaN or infinite values.
+// 0 when done, 1 where memory is short, 2 where the images hold NaN or infinite values, 3 where they are too many or too
+// large for 32-bit numbers of positions.
 SACT_API int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
                       int32_t width, int32_t threads, float *logits, SactBlockResult *blocks);
 // Bytes of working memory that the model keeps for its next runs.

@@ -1,5 +1,6 @@
 // Threads that work through numbered tasks together. Which thread runs a task never changes its result.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -55,16 +56,7 @@ class Team {
         }
         call_ = [](const void *context, int index, int thread) { (*static_cast<const Task *>(context))(index, thread); };
         context_ = &task;
-        done_.store(0, std::memory_order_relaxed);
-        const uint64_t epoch = ++epoch_ << 40;
-        const int threads = size();
-        for (int t = 0; t < threads; t++) {
-            const uint64_t from = uint64_t(count) * t / threads, to = uint64_t(count) * (t + 1) / threads;
-            ranges_[t].word.store(epoch | to << 20 | from, std::memory_order_release);
-        }
-        while (take(0)) {
-        }
-        for (int spins = 0; done_.load(std::memory_order_acquire) != count; spins++) relax(spins);
+        for (first_ = 0; first_ < count; first_ += int(kMask)) run_some(std::min(count - first_, int(kMask)));
         if (failed_.exchange(false)) throw std::bad_alloc();
     }
 
@@ -72,6 +64,20 @@ class Team {
     // One word holds epoch (24 bits), end (20) and next task (20) of a range: a task is taken by adding one to it, which
     // fails for a worker that comes too late for this epoch.
     static constexpr uint64_t kMask = (1u << 20) - 1;
+
+    // Tasks first_ ... first_ + count - 1.
+    void run_some(int count) {
+        done_.store(0, std::memory_order_relaxed);
+        const uint64_t epoch = ++epoch_ << 40;
+        for (int t = 0; t < threads_; t++) {
+            const uint64_t from = uint64_t(count) * t / threads_, to = uint64_t(count) * (t + 1) / threads_;
+            ranges_[t].word.store(epoch | to << 20 | from, std::memory_order_release);
+        }
+        while (take(0)) {
+        }
+        for (int spins = 0; done_.load(std::memory_order_acquire) != count; spins++) relax(spins);
+    }
+
     struct alignas(64) Range {
         std::atomic<uint64_t> word{0};
     };
@@ -84,7 +90,7 @@ class Team {
             while ((word & kMask) < (word >> 20 & kMask)) {
                 if (range.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
                     try {
-                        call_(context_, int(word & kMask), thread);
+                        call_(context_, first_ + int(word & kMask), thread);
                     } catch (...) { // memory is short; only the caller's thread may say so
                         failed_.store(true, std::memory_order_relaxed);
                     }
@@ -130,6 +136,7 @@ class Team {
     std::atomic<bool> failed_{false};
     void (*call_)(const void *, int, int) = nullptr;
     const void *context_ = nullptr;
+    int first_ = 0;
 };
 
 } // namespace sact
