@@ -10,8 +10,6 @@ the adaptive one at several shares of its FLOPs, all in turns. A row's measureme
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from roofline import Limits, measure_limits, roofline
-from study_report import fill
+from study_report import fill, write_csv
 from torch import Tensor
 
 import sact
@@ -261,7 +259,8 @@ def conditions(results: dict[str, Any]) -> str:
     """The machine and versions of all rows; more than one where rows were measured under different ones."""
     lines = dict.fromkeys(describe(result).partition("; medians")[0] for result in results.values())
     rounds = [result["rounds"] for result in results.values()]
-    return "; ".join(lines) + f"; {min(rounds)} to {max(rounds)} interleaved rounds."
+    span = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else f"{min(rounds)}"
+    return "; ".join(lines) + f"; {span} interleaved rounds."
 
 
 def peers_table(rows: Sequence[Row], results: dict[str, Any]) -> str:
@@ -362,25 +361,19 @@ def roofline_note(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Lines of the same keys."""
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-
-
 def plot(results: dict[str, Any], path: Path) -> None:
     """Time against share, both relative to the plain network in the fastest peer, with the proportional line."""
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     axes.plot([0, 1.02], [0, 1.02], color="#5f6368", linestyle="--", label="proportional to FLOPs")
     colors = iter(COLORS)
+    dates = set()
     for name, result in results.items():
         if not name.startswith(PLOTTED):
             continue
         fastest = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
         if fastest is None:
             continue
+        dates.add(result["conditions"]["date"])
         dense, color = fastest["milliseconds"]["median"], next(colors)
         for masks, marker in zip(MASKS, ("o", "x"), strict=True):
             chosen = [
@@ -403,7 +396,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.set(
         xlabel="share of the plain network's FLOPs",
         ylabel="time over the fastest peer's",
-        title=f"{PLOTTED}, SACT, {datetime.date.today().isoformat()}",
+        title=f"{PLOTTED}, SACT, {', '.join(sorted(dates))}",
         xlim=(0, 1.05),
         ylim=(0, None),
     )

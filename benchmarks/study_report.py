@@ -11,7 +11,6 @@ import argparse
 import csv
 import datetime
 import json
-import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import matplotlib.pyplot as plt
 from study import DEPTHS, FULL, ROOT, TAUS, adaptive_name, plain_name, same_flops_units
 
 import sact
+from sact.bench.report import cores, processor
 from sact.checkpoints import read_metadata
 from sact.data import Scenes
 from sact.files import replacing, write_json, write_text
@@ -199,12 +199,9 @@ def resolution_table(sweep: Sequence[dict[str, Any]]) -> str:
 
 def describe_machine(length: int) -> str:
     """The conditions that the numbers hold under."""
-    model = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     today = datetime.date.today().isoformat()
     return (
-        f"`make study`, {today}, {names[0] if names else model} ({len(names)} cores), PyTorch {torch.__version__}; "
+        f"`make study`, {today}, {processor()} ({cores()} cores), PyTorch {torch.__version__}; "
         f"{length} held-out scenes, one training run each; ± is the standard error of top-1, and the standard "
         "deviation of FLOPs over images."
     )

@@ -8,8 +8,6 @@ It writes `index.html`, one self-contained page, and `results.json`. Nothing is 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from timing import LIMIT, spread, time_batches
 from torch import Tensor
 
 import sact
+from sact.bench.report import cores, processor
 from sact.checkpoints import read_metadata
 from sact.data import Scenes, create_dataset
 from sact.errors import InputError
@@ -205,16 +204,7 @@ def describe(source: str, model: sact.Network, size: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the times were measured on."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux: the platform's own name has to do
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": name, "cores": cores, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"cpu": processor(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def to_picture(image: Tensor) -> NDArray[np.uint8]:

@@ -18,7 +18,8 @@ import sact
 from sact import cli
 from sact.bench import Forcing, bench, force_units, measure, memory, peers, report
 from sact.bench.masks import distance_to_object
-from sact.data import find_photographs
+from sact.data import Scenes, find_photographs
+from sact.engines import Engine
 from sact.flops_report import count
 
 KINDS = ["act", "sact"]
@@ -26,7 +27,7 @@ KINDS = ["act", "sact"]
 
 def has_scenes() -> bool:
     try:
-        sact.data.Scenes("test", size=32, length=1)  # type: ignore[attr-defined]
+        Scenes("test", size=32, length=1)
     except sact.SactError:
         return False
     return bool(find_photographs())
@@ -117,7 +118,7 @@ def test_act_is_forced_per_image(tiny) -> None:
 def test_units_run_around_objects(tiny) -> None:
     model = tiny(units=[8])
     counts = force_units(model, (1, 128, 128), Forcing(0.5))[0][0]
-    mask = sact.data.Scenes("test", size=128, seed=0)[0][2]  # type: ignore[attr-defined]
+    mask = Scenes("test", size=128, seed=0)[0][2]
     inside, outside = counts[mask].float().mean(), counts[~mask].float().mean()
     assert inside > outside + 2
     steps = (counts[:, 1:] - counts[:, :-1]).abs().float().mean()
@@ -310,8 +311,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let the gather engine give another answer."""
     honest = measure.compile
 
-    def compile(model: sact.Network, engine: str) -> Any:
-        fast = honest(model, engine)  # type: ignore[arg-type]
+    def compile(model: sact.Network, engine: Engine) -> Any:
+        fast = honest(model, engine)
         if engine != "gather":
             return fast
 

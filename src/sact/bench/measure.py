@@ -109,11 +109,13 @@ def bench(
     """
     _check(model, batches, engines, peers, threads, seconds)
     with _threads(threads) as count:
+        shape = (len(batches[0]), *batches[0].shape[-2:])
+        maps = [(forcing, force_units(model, shape, forcing, seed)) for forcing in forcings]
         plain = plain_network(model)
         with torch.no_grad():
             contestants = [_prepare_peer(name, plain, batches, count) for name in peers]
             for engine in engines:
-                contestants += _prepare_engine(engine, model, batches, forcings, seed)
+                contestants += _prepare_engine(engine, model, batches, maps)
             rounds = _take_turns([one for one in contestants if not one.problem], batches, seconds)
             ponder = model(batches[0][:1], return_ponder=True)[1]
         plain_flops = ponder.dense_flops * len(batches[0])
@@ -190,18 +192,16 @@ def _prepare_peer(name: str, plain: torch.nn.Sequential, batches: Sequence[Tenso
 
 
 def _prepare_engine(
-    engine: str, model: Network, batches: Sequence[Tensor], forcings: Sequence[Forcing], seed: int
+    engine: str, model: Network, batches: Sequence[Tensor], maps: Sequence[tuple[Forcing, list[Tensor]]]
 ) -> list[Contestant]:
-    shape = (len(batches[0]), *batches[0].shape[-2:])
-    wanted: list[Forcing | None] = [*forcings[: 1 if engine == "masked" else None]]
-    maps = [None if forcing is None else force_units(model, shape, forcing, seed) for forcing in wanted or [None]]
+    wanted: Sequence[tuple[Forcing | None, list[Tensor] | None]] = maps[: 1 if engine == "masked" else None]
     before = memory.resident()
     network = copy.deepcopy(model)
     for block in network.blocks:
         block.forced_units = None
-    fast = compile(network, engine)  # type: ignore[arg-type]  # checked above
+    fast = compile(network, engine)  # type: ignore[arg-type]  # `_check` has seen to it
     found = []
-    for forcing, units in zip(wanted or [None], maps, strict=True):
+    for forcing, units in wanted or [(None, None)]:
 
         def set_units(units: list[Tensor] | None = units) -> None:
             for index, block in enumerate(network.blocks):

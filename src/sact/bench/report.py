@@ -22,11 +22,16 @@ def conditions(threads: int) -> dict[str, Any]:
             continue
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": threads,
         "versions": versions | {"torch": torch.__version__},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def cores() -> int | None:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor() -> str:
@@ -36,7 +41,7 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux
+        pass  # not Linux: the platform's own name has to do
     return platform.processor() or platform.machine()
 
 

@@ -6,7 +6,7 @@ convolution at listed positions gathers k x k rows for each and is one matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
 from ..units import Stage, describe
 from . import Run
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.network import Network
@@ -49,14 +50,13 @@ def prepare(model: Network) -> Run:
 
     At inference norms are folded into convolutions, again whenever the weights have changed.
     """
-    folded: dict[Block, tuple[tuple[tuple[int, float], ...], list[Chains]]] = {}
+    folded: dict[Block, tuple[Watch, list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
         if torch.is_grad_enabled():
             return read_chains(block)
-        version = tuple(_versions(block))
-        if block not in folded or folded[block][0] != version:
-            folded[block] = (version, read_chains(block, fold=True))
+        if block not in folded or not folded[block][0].unchanged():
+            folded[block] = (Watch(block), read_chains(block, fold=True))
         return folded[block][1]
 
     def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
@@ -252,12 +252,3 @@ def _is_plain(conv: nn.Conv2d) -> bool:
         and conv.groups == 1
         and conv.padding == (kernel // 2, kernel // 2)
     )
-
-
-def _versions(block: Block) -> Iterator[tuple[int, float]]:
-    """Numbers that change whenever a parameter or buffer of the block, or a norm's eps, does."""
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            yield id(module), module.eps
-    for tensor in (*block.parameters(), *block.buffers()):
-        yield tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

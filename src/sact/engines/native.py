@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
-from itertools import starmap
-from operator import attrgetter, eq, is_
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +29,7 @@ from ..ponder import BlockPonder, Ponder
 from ..scores import ImageScore, PositionScore
 from ..units import Stage, Unit
 from . import Run, gather
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.network import Network
@@ -40,9 +40,10 @@ ISAS = ("avx512", "avx2", "neon", "portable")
 ABI = 2
 _HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
-_MAX_KERNEL = 7
 _NOT_FINITE, _TOO_LARGE = 2, 3
-_MAX_REACH = 15
+# The kernel's own limits: kMaxTaps and kMaxReach.
+_MAX_KERNEL, _MAX_REACH = 7, 15
+# Image sizes whose plans are kept.
 _MAX_PLANS = 16
 
 
@@ -237,8 +238,10 @@ class Packed:
                 self._plans.clear()
             sizes = _sizes(self.model, (height, width))
             plans = [
-                _Plan(block, size, _outputs(block), block.describe(in_size, size))
-                for block, in_size, size in zip(self.model.blocks, sizes, sizes[1:], strict=False)
+                _Plan(block, size, channels, block.describe(in_size, size))
+                for block, in_size, size, channels in zip(
+                    self.model.blocks, sizes, sizes[1:], self.model.feature_channels, strict=False
+                )
             ]
             self._plans[height, width] = plans, self.model.fixed_flops((height, width))
         return self._plans[height, width]
@@ -324,8 +327,8 @@ class Packed:
             result.projection = self._array(_Conv, [self._conv(shortcut)])
         elif isinstance(shortcut, PoolPadShortcut):
             result.shortcut, result.stride, result.before = _POOL_PAD, shortcut.stride, shortcut.before
-        elif isinstance(shortcut, nn.MaxPool2d) and shortcut.kernel_size == 1:
-            result.stride = int(shortcut.stride)  # type: ignore[arg-type]
+        elif isinstance(shortcut, nn.MaxPool2d) and shortcut.kernel_size == 1 and isinstance(shortcut.stride, int):
+            result.stride = shortcut.stride
         elif not isinstance(shortcut, nn.Identity):
             raise Unsupported(f"{shortcut}")
         if head is not None:
@@ -364,30 +367,34 @@ def prepare(model: Network) -> Run:
     Weights are packed at the first run, and again whenever they have changed.
     """
     library()
-    with_gradients = gather.prepare(model)
-    packed: list[tuple[Watch, Packed | None]] = []
+    otherwise = gather.prepare(model)
+    packed: tuple[Watch, list[nn.BatchNorm2d], Packed | None] | None = None
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+        nonlocal packed
         if not fits(images):
-            return with_gradients(images, keep_distribution=keep_distribution)
-        watch, kernel = packed[0] if packed else (None, None)
-        if watch is None or not watch.unchanged():
-            watch = Watch(model)
-            if watch.trains:
-                return with_gradients(images, keep_distribution=keep_distribution)
-            kernel = pack(model, watch)
-            packed[:] = [(watch, kernel)]
-        if kernel is None or watch.trains:
-            return with_gradients(images, keep_distribution=keep_distribution)
+            return otherwise(images, keep_distribution=keep_distribution)
+        current = packed
+        if current is None or not current[0].unchanged():
+            norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+            if any(norm.training for norm in norms):  # do not pack what the next step changes again
+                return otherwise(images, keep_distribution=keep_distribution)
+            current = Watch(model), norms, pack(model)
+            packed = current
+        _, norms, kernel = current
+        # A norm in training mode has statistics over all positions.
+        if kernel is None or any(map(attrgetter("training"), norms)):
+            return otherwise(images, keep_distribution=keep_distribution)
         model.check_images(images, finite=False)
         return kernel.run(images.resolve_neg(), keep_distribution)
 
     return torch.compiler.disable(run)
 
 
-def pack(model: Network, watch: Watch) -> Packed | None:
+def pack(model: Network) -> Packed | None:
     """The network in the kernel's layout; None, with a warning that names it, where it has what the kernel lacks."""
-    if not watch.fits:
+    weights = (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point()))
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in weights):
         return None
     try:
         return Packed(model)
@@ -407,63 +414,12 @@ def fits(images: Tensor) -> bool:
     )
 
 
-class Watch:
-    """Notices that a network's weights are no longer what they were, in a fraction of the time of a small run.
-
-    Attributes:
-        fits: whether all weights are float32 on the CPU.
-    """
-
-    def __init__(self, model: Network) -> None:
-        modules = list(model.modules())
-        held = [
-            (items, name, tensor)
-            for module in modules
-            for items in (module._parameters, module._buffers)
-            for name, tensor in items.items()
-            if name != "num_batches_tracked"
-        ]
-        self._norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
-        self._children = [(module._modules, dict(module._modules)) for module in modules if module._modules]
-        # Numbers that are packed with the weights.
-        blocks = [(module.__dict__, "eps", module.eps) for module in modules if isinstance(module, Block)]
-        norms = [(norm.__dict__, "eps", norm.eps) for norm in self._norms]
-        self._constants = blocks + norms
-        self._items, self._names, self._values = (list(column) for column in zip(*held, strict=True))
-        tensors = [tensor for _, _, tensor in held if tensor is not None]
-        self._tensors = tensors
-        self._pointers = [tensor.data_ptr() for tensor in tensors]
-        self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        self._versions = [tensor._version for tensor in self._counted]
-        self.fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-
-    @property
-    def trains(self) -> bool:
-        """Whether a norm is in training mode: its statistics are then over all positions."""
-        return any(map(attrgetter("training"), self._norms))
-
-    def unchanged(self) -> bool:
-        """Whether every module, parameter and buffer is the one it was, unchanged."""
-        # Loops in C: a network has hundreds of tensors.
-        return (
-            all(map(is_, map(dict.get, self._items, self._names), self._values))
-            and list(map(attrgetter("_version"), self._counted)) == self._versions
-            and list(map(torch.Tensor.data_ptr, self._tensors)) == self._pointers
-            and all(starmap(eq, self._children))
-            and all(items[name] == value for items, name, value in self._constants)
-        )
-
-
 def _slope(layer: nn.Module) -> float | None:
     if isinstance(layer, nn.Identity):
         return 1.0
     if isinstance(layer, nn.ReLU):
         return 0.0
     return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else None
-
-
-def _outputs(block: Block) -> int:
-    return block.units[-1].stages()[-1].conv.out_channels
 
 
 def _sizes(model: Network, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-// One block's run: its first unit everywhere, the others where positions are active, and the halting between them.
+// Algorithm 1 in a block: its first unit everywhere, the others where positions are active, the halting between them.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -18,12 +18,9 @@ class BlockRun {
     // From state rows [positions of `in`, channels] to the block's output; returns its grid.
     Grid operator()(const float *x, size_t stride, float **output) {
         first_unit(x, stride);
-        const bool adaptive = model_.halting != SACT_NONE;
-        if (!adaptive) {
-            for (size_t u = 1; u < units_.size(); u++) {
-                if (u == 1) start_sites();
-                branch(*units_[u]);
-            }
+        if (model_.halting == SACT_NONE) {
+            if (units_.size() > 1) start_sites();
+            for (size_t u = 1; u < units_.size(); u++) branch(*units_[u]);
             *output = state_;
             return out_;
         }
@@ -52,7 +49,6 @@ class BlockRun {
     const SactBlockResult &result_;
     float *state_ = nullptr;
     size_t stride_ = 0, width_ = 0; // floats from row to row of the state, and of a row
-    int channels_ = 0;
 
     // The first unit: everywhere, perhaps with a stride.
     void first_unit(const float *x, size_t stride) {
@@ -79,13 +75,12 @@ class BlockRun {
         for (const auto &each : units_)
             for (const auto &stage : each->stages) out_.margin = std::max(out_.margin, stage->conv.kernel / 2);
         out_.margin = std::max(out_.margin, 1); // for the scores
-        channels_ = unit.channels();
-        width_ = padded(channels_);
-        stride_ = row_stride(channels_);
+        width_ = padded(unit.channels());
+        stride_ = row_stride(unit.channels());
         // The state and the input may not share a buffer.
         Buffer &buffer = s_.state[x == s_.state[0].data()];
         state_ = buffer.need(size_t(out.positions() + 1) * stride_);
-        std::fill(state_ + size_t(out.positions()) * stride_, state_ + size_t(out.positions() + 1) * stride_, 0.0f);
+        zero_row(state_, out.positions(), stride_);
         shortcut(unit, keep_preact ? preactivated : x, keep_preact, in_stride, x);
         int which = 0;
         for (size_t i = 0; i < unit.stages.size(); i++) {
@@ -280,10 +275,7 @@ class BlockRun {
                 for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + load(from + c));
             }
         };
-        if (double(count) * stride_ < kSmall)
-            for (int i = 0; i < parts; i++) add(i, 0);
-        else
-            s_.team.run(parts, add);
+        share_out(s_, parts, double(count) * stride_ < kSmall, add);
         for (int i = 0; i < parts; i++) {
             float *to = totals + size_t(rows[starts_[i]] / out_.area()) * stride_;
             for (size_t c = 0; c < width_; c += kWidth)

@@ -69,14 +69,18 @@ struct Target {
 // Ranges of about equal length.
 inline int part(int total, int parts, int index) { return int(int64_t(total) * index / parts); }
 
-// Share `count` rows out in pieces of a fixed length.
-template <class Work> void over_rows(Session &s, int count, int piece, bool alone, const Work &work) {
-    const int tasks = (count + piece - 1) / piece;
-    auto task = [&](int i, int) { work(i * piece, std::min(count, (i + 1) * piece)); };
+// Run task(index, thread) for every index below `tasks`, in this thread alone where sharing them out does not pay.
+template <class Task> void share_out(Session &s, int tasks, bool alone, const Task &task) {
     if (alone)
         for (int i = 0; i < tasks; i++) task(i, 0);
     else
         s.team.run(tasks, task);
+}
+
+// Share `count` rows out in pieces of a fixed length.
+template <class Work> void over_rows(Session &s, int count, int piece, bool alone, const Work &work) {
+    share_out(s, (count + piece - 1) / piece, alone,
+              [&](int i, int) { work(i * piece, std::min(count, (i + 1) * piece)); });
 }
 
 // How a convolution is cut into tasks: chunks of rows times groups of panels.
@@ -106,21 +110,18 @@ inline Cut cut(const Conv &conv, int count, int threads) {
 
 // out = conv(before(in)) at `count` rows. `before` is applied to single-tap sources only.
 inline void convolve(Session &s, const Conv &conv, Source in, const Target &out, int count,
-              const Pointwise *before = nullptr) {
+                     const Pointwise *before = nullptr) {
     if (count <= 0) return;
     if (before && before->identity()) before = nullptr;
     const double work = double(count) * conv.taps * conv.depth * padded(conv.out);
     const bool alone = s.team.size() == 1 || work < kSmall;
     const Cut parts = cut(conv, count, alone ? 1 : s.team.size());
-    const int tasks = parts.chunks * parts.groups;
     const int width = row_stride(conv.depth), used = padded(conv.depth);
     if (before && parts.groups > 1) { // every group would do it again
         float *rows = s.prepared.need(size_t(count) * width);
         over_rows(s, count, std::max(8, count / (4 * s.team.size())), double(count) * width < kSmall,
                   [&](int a, int b) {
-                      for (int m = a; m < b; m++)
-                          before->row(in.row(m), rows + size_t(m) * width,
-                                      used);
+                      for (int m = a; m < b; m++) before->row(in.row(m), rows + size_t(m) * width, used);
                   });
         in = Source{rows, size_t(width)};
         before = nullptr;
@@ -132,9 +133,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         const float *prepared = nullptr;
         if (before) {
             float *scratch = s.scratch[thread].need(size_t(to - from) * width);
-            for (int m = from; m < to; m++)
-                before->row(in.row(m), scratch + size_t(m - from) * width,
-                            used);
+            for (int m = from; m < to; m++) before->row(in.row(m), scratch + size_t(m - from) * width, used);
             prepared = scratch;
         }
         const int tiles = (to - from + kRows - 1) / kRows;
@@ -168,10 +167,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
             }
         }
     };
-    if (alone)
-        for (int i = 0; i < tasks; i++) task(i, 0);
-    else
-        s.team.run(tasks, task);
+    share_out(s, parts.chunks * parts.groups, alone, task);
 }
 
 // How far the cells that a convolution reads lie from the cell of its first tap, where that is (top, left) above it.
