@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "convolve.h"
+#include "winograd.h"
 #include "model.h"
 
 namespace sact {
@@ -103,7 +103,11 @@ class BlockRun {
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
             read_all(conv, grid, to, &source, offsets);
-            convolve(s_, conv, source, target, to.positions(), before);
+            const Tiles *tiles = conv.tiled() ? &s_.layouts.of(around(grid, conv)).tiles : nullptr;
+            if (tiles && tiles_pay(conv, to.positions(), int(tiles->cells.size())))
+                convolve_tiles(s_, conv, source, target, *tiles, around(grid, conv).pitch());
+            else
+                convolve(s_, conv, source, target, to.positions(), before);
             input = target.base;
             in_stride = target.stride;
             grid = to;
@@ -122,11 +126,17 @@ class BlockRun {
         });
     }
 
+    // A grid with as much margin as a convolution of it needs.
+    static Grid around(Grid grid, const Conv &conv) {
+        grid.margin = conv.kernel / 2;
+        return grid;
+    }
+
     // What a dense convolution of `from` reads: neighbours for k x k, every stride-th row for 1x1.
     void read_all(const Conv &conv, Grid from, const Grid &to, Source *source, int32_t *offsets) {
         const int stride = conv.stride;
         if (conv.kernel == 1 && stride == 1) return;
-        from.margin = conv.kernel / 2;
+        from = around(from, conv);
         const Layout &layout = s_.layouts.of(from);
         if (stride > 1) {
             s_.cells.resize(to.positions());
@@ -225,7 +235,11 @@ class BlockRun {
             } else if (i == 0) {
                 source.rows = rows.data();
             }
-            convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : nullptr);
+            const Tiles *tiles = conv.tiled() ? &sites.tiles(reach) : nullptr;
+            if (tiles && tiles_pay(conv, int(rows.size()), int(tiles->cells.size())))
+                convolve_tiles(s_, conv, source, target, *tiles, out_.pitch());
+            else
+                convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : nullptr);
             input = target.base;
             in_stride = target.stride;
         }

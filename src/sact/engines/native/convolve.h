@@ -88,9 +88,8 @@ struct Cut {
     int chunks = 1, groups = 1;
 };
 
-inline Cut cut(const Conv &conv, int count, int threads) {
-    const double row_floats = conv.depth + padded(conv.out);
-    const double weight_floats = double(conv.taps) * conv.depth * padded(conv.out);
+// Of a matrix product: floats per row that it reads and writes, and those of its weights.
+inline Cut cut(double row_floats, double weight_floats, int panels, int count, int threads) {
     const int tiles = (count + kRows - 1) / kRows;
     Cut result;
     result.chunks = std::max(1, int(count * row_floats * sizeof(float) / kL2));
@@ -99,12 +98,12 @@ inline Cut cut(const Conv &conv, int count, int threads) {
     // weights, so that each core reads its own part.
     const int wanted = std::max(1, std::min(8 * threads, int(count * weight_floats / kSmall)));
     const bool panels_first = weight_floats > count * row_floats;
-    if (panels_first) result.groups = std::min(conv.panels, wanted);
-    while (result.groups > 1 && conv.panels % result.groups) result.groups--;
+    if (panels_first) result.groups = std::min(panels, wanted);
+    while (result.groups > 1 && panels % result.groups) result.groups--;
     const int rest = (wanted + result.groups - 1) / result.groups;
     result.chunks = std::min(tiles, std::max(result.chunks, rest));
     if (result.chunks > threads) result.chunks -= result.chunks % threads; // the same rows for the same core
-    if (!panels_first && result.chunks < threads) result.groups = std::min(conv.panels, wanted / result.chunks + 1);
+    if (!panels_first && result.chunks < threads) result.groups = std::min(panels, wanted / result.chunks + 1);
     return result;
 }
 
@@ -115,7 +114,8 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
     if (before && before->identity()) before = nullptr;
     const double work = double(count) * conv.taps * conv.depth * padded(conv.out);
     const bool alone = s.team.size() == 1 || work < kSmall;
-    const Cut parts = cut(conv, count, alone ? 1 : s.team.size());
+    const Cut parts = cut(conv.depth + padded(conv.out), double(conv.taps) * conv.depth * padded(conv.out), conv.panels,
+                          count, alone ? 1 : s.team.size());
     const int width = row_stride(conv.depth), used = padded(conv.depth);
     if (before && parts.groups > 1) { // every group would do it again
         float *rows = s.prepared.need(size_t(count) * width);

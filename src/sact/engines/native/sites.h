@@ -18,7 +18,8 @@ struct Grid {
     int area() const { return height * width; }
     int positions() const { return n * area(); }
     int pitch() const { return width + 2 * margin; }
-    int cells() const { return n * (height + 2 * margin) * pitch(); }
+    // One line more than there is: a tile at the end of an odd picture reads beyond its margin.
+    int cells() const { return (n * (height + 2 * margin) + 1) * pitch() + 1; }
     int cell(int image, int y, int x) const {
         return (image * (height + 2 * margin) + y + margin) * pitch() + x + margin;
     }
@@ -27,11 +28,21 @@ struct Grid {
     }
 };
 
+// Tiles of 2x2 positions that hold one of a list of rows: the cell of each one's first position, and for its four
+// positions their places in the list, -1 where they are not in it.
+struct Tiles {
+    Index cells, outputs;
+
+    int64_t bytes() const { return int64_t(cells.capacity() + outputs.capacity()) * 4; }
+};
+
 // Every position of a grid as a row (its number) and a cell, and the way back: rows of cells, positions() for zeros.
 struct Layout {
-    explicit Layout(const Grid &grid) : grid(grid), rows(grid.positions()), cells(grid.positions()) {
+    explicit Layout(const Grid &grid)
+        : grid(grid), rows(grid.positions()), cells(grid.positions()), corners(grid.positions()) {
         map.assign(grid.cells(), grid.positions());
         int row = 0;
+        const int across = (grid.width + 1) / 2, down = (grid.height + 1) / 2;
         for (int image = 0; image < grid.n; image++)
             for (int y = 0; y < grid.height; y++)
                 for (int x = 0; x < grid.width; x++, row++) {
@@ -39,12 +50,35 @@ struct Layout {
                     rows[row] = row;
                     cells[row] = cell;
                     map[cell] = row;
+                    corners[row] = 4 * ((image * down + y / 2) * across + x / 2) + y % 2 * 2 + x % 2;
                 }
+        Index seen;
+        tile(rows, &tiles, seen);
     }
-    int64_t bytes() const { return int64_t(rows.capacity() + cells.capacity() + map.capacity()) * 4; }
+    // The tiles of listed rows; `seen` is working memory.
+    void tile(const Index &listed, Tiles *to, Index &seen) const {
+        seen.assign(size_t(grid.n) * ((grid.height + 1) / 2) * ((grid.width + 1) / 2), -1);
+        to->cells.clear();
+        to->outputs.clear();
+        for (size_t m = 0; m < listed.size(); m++) {
+            const int32_t corner = corners[listed[m]];
+            int32_t &place = seen[corner / 4];
+            if (place < 0) {
+                place = int32_t(to->cells.size());
+                to->cells.push_back(cells[listed[m]] - corner / 2 % 2 * grid.pitch() - corner % 2);
+                to->outputs.insert(to->outputs.end(), 4, -1);
+            }
+            to->outputs[4 * size_t(place) + corner % 4] = int32_t(m);
+        }
+    }
+    int64_t bytes() const {
+        return int64_t(rows.capacity() + cells.capacity() + map.capacity() + corners.capacity()) * 4 + tiles.bytes();
+    }
 
     Grid grid;
     Index rows, cells, map;
+    Index corners; // of each row: its tile's number times 4, and which of the tile's positions it is
+    Tiles tiles;   // all of them
 };
 
 // Layouts by grid, kept from run to run while the images stay of one size.
@@ -112,22 +146,31 @@ class Sites {
         }
         return place.map;
     }
+    const Tiles &tiles(int reach) {
+        if (everything()) return all_->tiles;
+        Place &place = listed(reach);
+        if (!place.tiled) all_->tile(rows(reach), &place.tiles, seen_);
+        place.tiled = true;
+        return place.tiles;
+    }
     int64_t bytes() const {
-        size_t total = active_.capacity();
-        for (const Place &place : places_) total += place.rows.capacity() + place.cells.capacity() + place.map.capacity();
+        size_t total = active_.capacity() + seen_.capacity();
+        for (const Place &place : places_) 
+            total += place.rows.capacity() + place.cells.capacity() + place.map.capacity() + place.tiles.bytes() / 4;
         return int64_t(total * sizeof(int32_t) + near_.capacity() + wide_.capacity());
     }
 
   private:
     struct Place {
         Index rows, cells, map;
-        bool current = false, mapped = false;
+        Tiles tiles;
+        bool current = false, mapped = false, tiled = false;
     };
 
     bool everything() const { return int(active_.size()) == all_->grid.positions(); }
 
     void changed() {
-        for (Place &place : places_) place.current = place.mapped = false;
+        for (Place &place : places_) place.current = place.mapped = place.tiled = false;
     }
 
     Place &listed(int reach) {
@@ -160,7 +203,7 @@ class Sites {
     }
 
     const Layout *all_ = nullptr;
-    Index active_;
+    Index active_, seen_;
     std::array<Place, kMaxReach + 1> places_; // by reach
     std::vector<uint8_t> near_, wide_;
 };

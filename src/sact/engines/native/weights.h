@@ -11,6 +11,7 @@
 namespace sact {
 
 constexpr int kMaxTaps = 49;
+constexpr int kProducts = 16; // of a tile of 2x2 outputs, see winograd.h
 
 inline int padded(int channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
 
@@ -55,7 +56,7 @@ struct Conv {
     bool same;
     int taps, depth; // rows that an output reads, and numbers it reads of each
     int panels, last_vectors;
-    Buffer weights;
+    Buffer weights, tile_weights;
     std::vector<float> bias;
 
     // `joined`: a tap is a whole kernel row of neighbouring positions, whose channels lie one behind the other.
@@ -76,15 +77,48 @@ struct Conv {
                     *to = o < out ? from.weight[(size_t(o) * in + c) * kernel * kernel + tap] : 0.0f;
                 }
         }
+        if (kernel == 3 && stride == 1 && (same || pad == 1) && !joined) pack_tiles(from);
     }
+    bool tiled() const { return tile_weights.data() != nullptr; }
     int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
     const float *panel(int index) const { return weights.data() + size_t(index) * kPanel * taps * depth; }
+    const float *tile_panel(int index) const {
+        return tile_weights.data() + size_t(index) * kPanel * kProducts * depth;
+    }
     int before(int size) const {
         if (!same) return pad;
         return std::max(((size + stride - 1) / stride - 1) * stride + kernel - size, 0) / 2;
     }
     int result(int size) const {
         return same ? (size + stride - 1) / stride : (size + 2 * pad - kernel) / stride + 1;
+    }
+
+  private:
+    // G g G^T of every kernel g: per panel, the weights of its first product, of its second ...
+    void pack_tiles(const SactConv &from) {
+        const int width = padded(out);
+        float *base = tile_weights.need(size_t(kProducts) * depth * width);
+        std::fill_n(base, size_t(kProducts) * depth * width, 0.0f);
+        for (int o = 0; o < out; o++) {
+            const int panel = o / kPanel, columns = vectors(panel) * kWidth;
+            float *to = base + size_t(panel) * kPanel * kProducts * depth + o % kPanel;
+            for (int c = 0; c < in; c++, to += columns) {
+                const float *g = from.weight + (size_t(o) * in + c) * 9;
+                double rows[4][3];
+                for (int x = 0; x < 3; x++) times_g(g[x], g[3 + x], g[6 + x], &rows[0][x], 3);
+                for (int y = 0; y < 4; y++) {
+                    double products[4];
+                    times_g(rows[y][0], rows[y][1], rows[y][2], products, 1);
+                    for (int x = 0; x < 4; x++) to[size_t(4 * y + x) * depth * columns] = float(products[x]);
+                }
+            }
+        }
+    }
+    static void times_g(double a, double b, double c, double *to, int step) {
+        to[0] = a;
+        to[step] = (a + b + c) / 2;
+        to[2 * step] = (a - b + c) / 2;
+        to[3 * step] = c;
     }
 };
 
