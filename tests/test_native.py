@@ -543,7 +543,7 @@ def test_working_memory_does_not_grow_with_the_units(small: MakeModel, name: str
 
 @compiled
 def test_working_memory_settles(small: MakeModel) -> None:
-    """It holds the largest batch, and not one more for each change of the batch or of the threads."""
+    """It holds the largest group of images once per thread, and not one more for each change of the batch."""
     model = small()
     packed = native.Packed(model)
 
@@ -557,7 +557,7 @@ def test_working_memory_settles(small: MakeModel) -> None:
     assert working(3, 1) <= largest
     assert working(6, 1) <= 1.01 * largest
     for threads in (2, 1, 2, 1):
-        assert working(6, threads) <= 1.5 * largest
+        assert working(6, threads) <= 2.1 * largest
 
 
 @compiled

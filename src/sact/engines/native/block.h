@@ -11,13 +11,15 @@ namespace sact {
 // One block's run: halting, position by position or image by image, as in halting.step.
 class BlockRun {
   public:
-    BlockRun(Session &s, const SactModel &model, size_t block, Grid in, const SactBlockResult &result)
+    // `result` is that of all images, of which those from `first` on are run.
+    BlockRun(Session &s, const SactModel &model, size_t block, Grid in, const SactBlockResult &result, int first)
         : s_(s), model_(model), units_(model.blocks[block]), threshold_(model.thresholds[block]), in_(in),
-          result_(result) {}
+          result_(result), first_(first) {}
 
     // From state rows [positions of `in`, channels] to the block's output; returns its grid.
     Grid operator()(const float *x, size_t stride, float **output) {
         first_unit(x, stride);
+        find_results();
         if (model_.halting == SACT_NONE) {
             if (units_.size() > 1) start_sites();
             for (size_t u = 1; u < units_.size(); u++) branch(*units_[u]);
@@ -46,7 +48,8 @@ class BlockRun {
     const std::vector<std::unique_ptr<Unit>> &units_;
     const float threshold_;
     Grid in_, out_;
-    const SactBlockResult &result_;
+    SactBlockResult result_;
+    const int first_;
     float *state_ = nullptr;
     size_t stride_ = 0, width_ = 0; // floats from row to row of the state, and of a row
 
@@ -103,16 +106,32 @@ class BlockRun {
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
             read_all(conv, grid, to, &source, offsets);
-            const Tiles *tiles = conv.tiled() ? &s_.layouts.of(around(grid, conv)).tiles : nullptr;
-            if (tiles && tiles_pay(conv, to.positions(), int(tiles->cells.size())))
-                convolve_tiles(s_, conv, source, target, *tiles, around(grid, conv).pitch());
-            else
+            const Index *outputs = conv.products ? &s_.layouts.of(to).tiles.outputs : nullptr;
+            if (outputs && tiles_pay(conv, to.positions(), int(outputs->size() / 4))) {
+                s_.tile_cells.resize(outputs->size() / 4);
+                for (size_t m = 0; m < s_.tile_cells.size(); m++)
+                    s_.tile_cells[m] = source.cells[(*outputs)[4 * m]];
+                source.cells = s_.tile_cells.data();
+                square_offsets(conv.side, conv.before(grid.height), conv.before(grid.width), around(grid, conv).pitch(),
+                               offsets);
+                convolve_tiles(s_, conv, source, target, *outputs);
+            } else {
                 convolve(s_, conv, source, target, to.positions(), before);
+            }
             input = target.base;
             in_stride = target.stride;
             grid = to;
             which ^= 1;
         }
+    }
+
+    // Let the results begin at the first image of this run.
+    void find_results() {
+        const size_t elements = size_t(first_) * (model_.halting == SACT_IMAGES ? 1 : out_.area());
+        if (result_.units) result_.units += elements;
+        if (result_.cost) result_.cost += elements;
+        if (result_.distribution) result_.distribution += elements * units_.size();
+        if (result_.forced) result_.forced += elements;
     }
 
     static void zero_row(float *rows, int index, size_t stride) {
@@ -126,9 +145,9 @@ class BlockRun {
         });
     }
 
-    // A grid with as much margin as a convolution of it needs.
+    // A grid with as much margin as a convolution of it needs; tiles with a stride read a line more.
     static Grid around(Grid grid, const Conv &conv) {
-        grid.margin = conv.kernel / 2;
+        grid.margin = conv.kernel / 2 + (conv.stride > 1);
         return grid;
     }
 
@@ -148,7 +167,7 @@ class BlockRun {
         source->cells = stride > 1 ? s_.cells.data() : layout.cells.data();
         source->map = layout.map.data();
         source->offsets = offsets;
-        tap_offsets(conv, conv.before(from.height), conv.before(from.width), from.pitch(), offsets);
+        square_offsets(conv.kernel, conv.before(from.height), conv.before(from.width), from.pitch(), offsets);
     }
 
     // Put the first unit's shortcut where its state will be.
@@ -228,18 +247,21 @@ class BlockRun {
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) {
                 zero_row(const_cast<float *>(input), int(sites.rows(in_reach).size()), in_stride);
-                tap_offsets(conv, conv.kernel / 2, conv.kernel / 2, out_.pitch(), offsets);
+                square_offsets(conv.kernel, conv.kernel / 2, conv.kernel / 2, out_.pitch(), offsets);
                 source.cells = sites.cells(reach).data();
                 source.map = sites.map(in_reach).data();
                 source.offsets = offsets;
             } else if (i == 0) {
                 source.rows = rows.data();
             }
-            const Tiles *tiles = conv.tiled() ? &sites.tiles(reach) : nullptr;
-            if (tiles && tiles_pay(conv, int(rows.size()), int(tiles->cells.size())))
-                convolve_tiles(s_, conv, source, target, *tiles, out_.pitch());
-            else
+            const Tiles *tiles = conv.products ? &sites.tiles(reach) : nullptr;
+            if (tiles && tiles_pay(conv, int(rows.size()), int(tiles->cells.size()))) {
+                square_offsets(conv.side, 1, 1, out_.pitch(), offsets);
+                source.cells = tiles->cells.data();
+                convolve_tiles(s_, conv, source, target, tiles->outputs);
+            } else {
                 convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : nullptr);
+            }
             input = target.base;
             in_stride = target.stride;
         }

@@ -11,6 +11,8 @@
 namespace sact {
 
 constexpr size_t kL2 = 384 * 1024; // bytes of rows that one task works through again for each panel of weights
+constexpr int kShares = 16;        // into which a batch is cut at least, where it has as many images
+constexpr size_t kL3 = 32 << 20;   // bytes of weights that several cores can read over and over
 constexpr double kSmall = 40000;   // multiply-adds below which a step is not worth sharing out
 
 // Floats from one row to the next: not a multiple of the distance at which addresses share a set of the first cache.
@@ -28,7 +30,7 @@ struct Session {
     std::vector<Buffer> scratch; // of each thread
     Layouts layouts;
     Sites sites;
-    Index cells, units;
+    Index cells, tile_cells, units;
     std::vector<uint8_t> goes_on;
 
     int64_t bytes() const {
@@ -37,7 +39,7 @@ struct Session {
                                      &activated, &sums, &frozen, &mean, &global, &cumulative, &remainder})
             total += buffer->bytes();
         for (const Buffer &buffer : scratch) total += buffer.bytes();
-        total += (cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
+        total += (cells.capacity() + tile_cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
         return int64_t(total) + sites.bytes() + layouts.bytes();
     }
 };
@@ -170,10 +172,10 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
     share_out(s, parts.chunks * parts.groups, alone, task);
 }
 
-// How far the cells that a convolution reads lie from the cell of its first tap, where that is (top, left) above it.
-inline void tap_offsets(const Conv &conv, int top, int left, int pitch, int32_t *offsets) {
-    for (int y = 0; y < conv.kernel; y++)
-        for (int x = 0; x < conv.kernel; x++) *offsets++ = (y - top) * pitch + x - left;
+// How far side x side cells lie from one, where the first is (top, left) above it.
+inline void square_offsets(int side, int top, int left, int pitch, int32_t *offsets) {
+    for (int y = 0; y < side; y++)
+        for (int x = 0; x < side; x++) *offsets++ = (y - top) * pitch + x - left;
 }
 
 } // namespace sact

@@ -87,27 +87,64 @@ template <int MR, int NV> void multiply(const Tile &tile) {
         for (int j = 0; j < NV; j++) store(tile.out[i] + j * kWidth, acc[i][j]);
 }
 
-template <int MR, int NV> struct Table {
-    static void fill(void (**table)(const Tile &)) {
-        table[MR] = multiply<MR, NV>;
-        Table<MR - 1, NV>::fill(table);
-    }
-};
-template <int NV> struct Table<0, NV> {
-    static void fill(void (**)(const Tile &)) {}
+// Products of row after row with a matrix of its own each.
+struct Products {
+    const float *rows; // of one output: [count, width], `rows_step` floats behind those of the last
+    size_t rows_step;
+    int width, depth;     // floats from row to row, and those that count
+    const float *weights; // [count, depth, vectors * kWidth]
+    float *out;           // the same as rows: [count, vectors * kWidth]
+    size_t out_step;
+    int count;
 };
 
-// Multiply a tile of `mr` rows (1 to kRows) and `vectors` (1 or 2) vectors of channels.
-inline void multiply(const Tile &tile, int mr, int vectors) {
+// out[i][p] = sum over depth of rows[i][p][k] * weights[p][k]
+template <int MR, int NV> void multiply(const Products &of) {
+    const float *weights = of.weights;
+    const size_t next = size_t(of.depth) * NV * kWidth;
+    for (int p = 0; p < of.count; p++) {
+        Vec acc[MR][NV] = {};
+        const float *row[MR];
+        for (int i = 0; i < MR; i++) row[i] = of.rows + i * of.rows_step + p * of.width;
+        for (int k = 0; k < of.depth; k++) {
+            Vec w[NV];
+            for (int j = 0; j < NV; j++) {
+                w[j] = load(weights + j * kWidth);
+                __builtin_prefetch(weights + next + j * kWidth, 0, 2);
+            }
+            weights += NV * kWidth;
+#pragma GCC unroll 32
+            for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+                for (int j = 0; j < NV; j++) acc[i][j] += row[i][k] * w[j];
+        }
+        float *out = of.out + p * NV * kWidth;
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) store(out + i * of.out_step + j * kWidth, acc[i][j]);
+    }
+}
+
+template <class Task, int MR, int NV> struct Table {
+    static void fill(void (**table)(const Task &)) {
+        table[MR] = multiply<MR, NV>;
+        Table<Task, MR - 1, NV>::fill(table);
+    }
+};
+template <class Task, int NV> struct Table<Task, 0, NV> {
+    static void fill(void (**)(const Task &)) {}
+};
+
+// Multiply for `mr` outputs (1 to kRows) and `vectors` (1 or 2) vectors of channels.
+template <class Task> void multiply(const Task &task, int mr, int vectors) {
     struct Tables {
-        void (*of[3][kRows + 1])(const Tile &);
+        void (*of[3][kRows + 1])(const Task &);
         Tables() {
-            Table<kRows, 1>::fill(of[1]);
-            Table<kRows, 2>::fill(of[2]);
+            Table<Task, kRows, 1>::fill(of[1]);
+            Table<Task, kRows, 2>::fill(of[2]);
         }
     };
     static const Tables tables;
-    tables.of[vectors][mr](tile);
+    tables.of[vectors][mr](task);
 }
 
 } // namespace sact

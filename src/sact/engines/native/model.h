@@ -8,6 +8,7 @@
 
 struct SactModel {
     int halting, stem_pool, pool_first, classes;
+    size_t weight_bytes = 0; // of the blocks
     std::unique_ptr<sact::Conv> stem;
     std::vector<std::vector<std::unique_ptr<sact::Unit>>> blocks;
     std::vector<float> thresholds; // of the blocks
@@ -25,6 +26,7 @@ struct SactModel {
             thresholds.push_back(from.blocks[b].threshold);
             for (int u = 0; u < from.blocks[b].n_units; u++)
                 blocks.back().push_back(std::make_unique<sact::Unit>(from.blocks[b].units[u]));
+            for (const auto &unit : blocks.back()) weight_bytes += unit->bytes();
         }
         if (classes) {
             before_classifier = sact::Pointwise(from.before_classifier, from.classifier.in);

@@ -37,9 +37,22 @@ static Grid max_pool(Session &s, const float *from, float *to, Grid in, size_t s
     return out;
 }
 
-// False where an image holds NaN or infinite values.
-static bool run(const SactModel &model, Session &s, const float *images, const int64_t strides[4], int n, int height,
-         int width, float *logits, const SactBlockResult *results) {
+// What sact_run was asked for.
+struct Call {
+    const float *images;
+    const int64_t *strides;
+    int n, height, width;
+    float *logits;
+    const SactBlockResult *results;
+};
+
+// Run `n` images from the one numbered `first` on. False where one holds NaN or infinite values.
+static bool run(const SactModel &model, Session &s, const Call &call, int first, int n) {
+    const int64_t *strides = call.strides;
+    const float *images = call.images + first * strides[0];
+    const int height = call.height, width = call.width;
+    const SactBlockResult *results = call.results;
+    float *logits = call.logits ? call.logits + size_t(first) * model.classes : nullptr;
     s.layouts.start({n, height, width, 0});
     // The stem reads pixels with their zeros around them, channels last.
     const Conv &stem = *model.stem;
@@ -86,16 +99,17 @@ static bool run(const SactModel &model, Session &s, const float *images, const i
     }
     for (size_t b = 0; b < model.blocks.size(); b++) {
         const auto &units = model.blocks[b];
-        BlockRun block(s, model, b, grid, results[b]);
+        BlockRun block(s, model, b, grid, results[b], first);
         // The input must outlive the first unit only; the block's output may then take the input's place.
         grid = block(x, stride, &x);
         const int channels = units[0]->channels();
         stride = row_stride(channels);
-        if (results[b].features)
+        if (results[b].features) {
+            float *features = results[b].features + size_t(first) * grid.area() * channels;
             over_rows(s, grid.positions(), 64, false, [&](int from, int to) {
-                for (int m = from; m < to; m++)
-                    std::copy_n(x + m * stride, channels, results[b].features + size_t(m) * channels);
+                for (int m = from; m < to; m++) std::copy_n(x + m * stride, channels, features + size_t(m) * channels);
             });
+        }
     }
     if (!logits || !model.classes) return true;
     float *pooled = s.mean.need(size_t(n) * stride);
@@ -121,6 +135,40 @@ static bool run(const SactModel &model, Session &s, const float *images, const i
     return true;
 }
 
+// Images that run together: as many as have states that stay in a core's cache, and few enough to share out; all where
+// weights come from memory. It does not depend on the threads, so that results do not.
+static int together(const SactModel &model, const Call &call) {
+    if (model.weight_bytes > kL3) return call.n;
+    int height = model.stem->result(call.height), width = model.stem->result(call.width);
+    size_t most = size_t(height) * width * row_stride(model.stem->out);
+    if (model.stem_pool) height = (height + 1) / 2, width = (width + 1) / 2;
+    for (const auto &units : model.blocks) {
+        for (const auto &stage : units[0]->stages) {
+            height = stage->conv.result(height);
+            width = stage->conv.result(width);
+        }
+        most = std::max(most, size_t(height) * width * row_stride(units[0]->channels()));
+    }
+    return std::max(1, std::min((call.n + kShares - 1) / kShares, int(kL2 / (most * sizeof(float) + 1))));
+}
+
+// Every thread runs groups of images of its own; those that are left over are run by all threads, one after another.
+static bool run_all(SactModel &model, Session &s, const Call &call) {
+    const int each = together(model, call), groups = (call.n + each - 1) / each, threads = s.team.size();
+    std::atomic<bool> finite{true};
+    const auto group = [&](Session &session, int i) {
+        if (!run(model, session, call, i * each, std::min(each, call.n - i * each))) finite = false;
+    };
+    const int alone = threads > 1 ? groups - groups % threads : 0;
+    s.team.run(alone, [&](int i, int) {
+        std::unique_ptr<Session> own = model.borrow(1);
+        group(*own, i);
+        model.give_back(std::move(own));
+    });
+    for (int i = alone; i < groups; i++) group(s, i);
+    return finite;
+}
+
 } // namespace sact
 
 SactModel *sact_pack(const SactNetwork *network) {
@@ -143,7 +191,7 @@ int sact_run(SactModel *model, const float *images, const int64_t strides[4], in
         session->team.wake();
         bool finite;
         try {
-            finite = sact::run(*model, *session, images, strides, n, height, width, logits, blocks);
+            finite = sact::run_all(*model, *session, {images, strides, n, height, width, logits, blocks});
         } catch (...) {
             session->team.rest();
             throw;

@@ -11,7 +11,7 @@
 namespace sact {
 
 constexpr int kMaxTaps = 49;
-constexpr int kProducts = 16; // of a tile of 2x2 outputs, see winograd.h
+constexpr int kMaxProducts = 25; // of a tile of 2x2 outputs, see winograd.h
 
 inline int padded(int channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
 
@@ -56,6 +56,7 @@ struct Conv {
     bool same;
     int taps, depth; // rows that an output reads, and numbers it reads of each
     int panels, last_vectors;
+    int side = 0, products = 0; // of a tile of 2x2 outputs: inputs across, and products; 0 where tiles cannot be used
     Buffer weights, tile_weights;
     std::vector<float> bias;
 
@@ -77,13 +78,13 @@ struct Conv {
                     *to = o < out ? from.weight[(size_t(o) * in + c) * kernel * kernel + tap] : 0.0f;
                 }
         }
-        if (kernel == 3 && stride == 1 && (same || pad == 1) && !joined) pack_tiles(from);
+        if (kernel == 3 && stride <= 2 && (same || pad == 1) && !joined) pack_tiles(from);
     }
-    bool tiled() const { return tile_weights.data() != nullptr; }
+    size_t bytes() const { return weights.bytes() + tile_weights.bytes(); }
     int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
     const float *panel(int index) const { return weights.data() + size_t(index) * kPanel * taps * depth; }
     const float *tile_panel(int index) const {
-        return tile_weights.data() + size_t(index) * kPanel * kProducts * depth;
+        return tile_weights.data() + size_t(index) * kPanel * products * depth;
     }
     int before(int size) const {
         if (!same) return pad;
@@ -94,31 +95,30 @@ struct Conv {
     }
 
   private:
-    // G g G^T of every kernel g: per panel, the weights of its first product, of its second ...
+    // The factors G g G^T of every kernel g: per panel those of the first product, of the second ...
     void pack_tiles(const SactConv &from) {
-        const int width = padded(out);
-        float *base = tile_weights.need(size_t(kProducts) * depth * width);
-        std::fill_n(base, size_t(kProducts) * depth * width, 0.0f);
+        side = stride + 3;
+        products = side * side;
+        const size_t count = size_t(products) * depth * padded(out);
+        float *base = tile_weights.need(count);
+        std::fill_n(base, count, 0.0f);
         for (int o = 0; o < out; o++) {
             const int panel = o / kPanel, columns = vectors(panel) * kWidth;
-            float *to = base + size_t(panel) * kPanel * kProducts * depth + o % kPanel;
+            float *to = base + size_t(panel) * kPanel * products * depth + o % kPanel;
             for (int c = 0; c < in; c++, to += columns) {
                 const float *g = from.weight + (size_t(o) * in + c) * 9;
-                double rows[4][3];
-                for (int x = 0; x < 3; x++) times_g(g[x], g[3 + x], g[6 + x], &rows[0][x], 3);
-                for (int y = 0; y < 4; y++) {
-                    double products[4];
-                    times_g(rows[y][0], rows[y][1], rows[y][2], products, 1);
-                    for (int x = 0; x < 4; x++) to[size_t(4 * y + x) * depth * columns] = float(products[x]);
+                double across[3][5], factors[5];
+                for (int y = 0; y < 3; y++) kernel_factors(g[3 * y], g[3 * y + 1], g[3 * y + 2], across[y]);
+                for (int x = 0; x < side; x++) {
+                    kernel_factors(across[0][x], across[1][x], across[2][x], factors);
+                    for (int y = 0; y < side; y++) to[size_t(side * y + x) * depth * columns] = float(factors[y]);
                 }
             }
         }
     }
-    static void times_g(double a, double b, double c, double *to, int step) {
-        to[0] = a;
-        to[step] = (a + b + c) / 2;
-        to[2 * step] = (a - b + c) / 2;
-        to[3 * step] = c;
+    void kernel_factors(double a, double b, double c, double *to) const {
+        const double one[4] = {a, (a + b + c) / 2, (a - b + c) / 2, c}, two[5] = {a, a + c, c, b, b};
+        std::copy_n(stride == 1 ? one : two, side, to);
     }
 };
 
@@ -169,6 +169,11 @@ struct Unit {
         if (from.score) score = std::make_unique<Score>(*from.score, channels());
     }
     int channels() const { return stages.back()->conv.out; }
+    size_t bytes() const {
+        size_t total = projection ? projection->bytes() : 0;
+        for (const auto &stage : stages) total += stage->conv.bytes();
+        return total;
+    }
 };
 
 } // namespace sact

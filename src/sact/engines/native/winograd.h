@@ -1,122 +1,133 @@
-// 3x3 convolutions by tiles of 2x2 outputs: F(2x2, 3x3) of Winograd's minimal filtering (Lavin and Gray 2016, section
-// 4.1), 16 products per tile and pair of channels where the direct way takes 36. Only tiles with a wanted output are
-// computed. Inputs that nobody computed are read as zeros: they weigh on outputs that nobody wants.
+// 3x3 convolutions by tiles of 2x2 outputs, Winograd's minimal filtering (Lavin and Gray 2016, section 4.1): 16 products
+// per pair of channels where the direct way takes 36. With stride 2, where odd and even inputs meet taps of their own, 25.
+// Only tiles with a wanted output are computed. Inputs that nobody computed are read as zeros: they weigh on outputs that
+// nobody wants.
 #pragma once
 #include "convolve.h"
 
 namespace sact {
 
-constexpr double kIntoProducts = 48, kFromProducts = 28; // loads, sums and stores per tile and channel
+constexpr int kFewRows = 20;          // that cost no less than this many, since weights are read anyway
+constexpr size_t kL1 = 128 * 1024;    // bytes of a panel's weights that stay near while all tiles use them
 
-// Whether tiles take less work than `count` outputs one by one. Few rows cost as much as kRows: weights are read anyway.
+// Whether tiles take less work than `count` outputs one by one.
 inline bool tiles_pay(const Conv &conv, int count, int tiles) {
-    if (!conv.tiled()) return false;
+    if (!conv.products) return false;
     const double in = conv.depth, out = padded(conv.out);
-    const double by_tile = std::max(tiles, kRows) * (kProducts * in * out + kIntoProducts * in + kFromProducts * out);
-    return by_tile < std::max(count, kRows) * 9.0 * in * out;
+    const double sums = 3.0 * conv.products * in + 2.0 * conv.products * out; // loads and stores too
+    return std::max(tiles, kFewRows) * (conv.products * in * out + sums) < std::max(count, kFewRows) * 9.0 * in * out;
 }
 
-// The 16 inputs of a tile, each `width` floats, as its factors B^T d B, one behind the other.
-inline void into_factors(const float *const in[kProducts], float *to, int width) {
+// In one dimension: B^T d, and A^T m.
+template <int Side> void factors_of(const Vec d[Side], Vec to[Side]) {
+    const Vec first = d[0] - d[2];
+    if (Side == 4) {
+        const Vec all[4] = {first, d[1] + d[2], d[2] - d[1], d[1] - d[3]};
+        std::copy_n(all, Side, to);
+    } else {
+        const Vec all[5] = {first, d[2], d[Side - 1] - d[2], d[1], d[3]};
+        std::copy_n(all, Side, to);
+    }
+}
+template <int Side> void outputs_of(const Vec m[Side], Vec to[2]) {
+    to[0] = m[0] + m[1] + m[Side == 4 ? 2 : 3];
+    to[1] = Side == 4 ? m[1] - m[2] - m[3] : m[1] + m[2] + m[Side - 1];
+}
+
+// A tile's inputs, each `width` floats, as its factors B^T d B, one behind the other.
+template <int Side> void into_factors(const float *const *in, float *to, int width) {
     for (int c = 0; c < width; c += kWidth) {
-        Vec rows[4][4];
-        for (int x = 0; x < 4; x++) {
-            const Vec d0 = load(in[x] + c), d1 = load(in[4 + x] + c), d2 = load(in[8 + x] + c), d3 = load(in[12 + x] + c);
-            rows[0][x] = d0 - d2;
-            rows[1][x] = d1 + d2;
-            rows[2][x] = d2 - d1;
-            rows[3][x] = d1 - d3;
+        Vec across[Side][Side];
+        for (int y = 0; y < Side; y++) {
+            Vec d[Side];
+            for (int x = 0; x < Side; x++) d[x] = load(in[y * Side + x] + c);
+            factors_of<Side>(d, across[y]);
         }
-        for (int y = 0; y < 4; y++) {
-            const Vec *r = rows[y];
-            float *row = to + 4 * y * width + c;
-            store(row, r[0] - r[2]);
-            store(row + width, r[1] + r[2]);
-            store(row + 2 * width, r[2] - r[1]);
-            store(row + 3 * width, r[1] - r[3]);
+        for (int x = 0; x < Side; x++) {
+            Vec d[Side];
+            for (int y = 0; y < Side; y++) d[y] = across[y][x];
+            factors_of<Side>(d, d);
+            for (int y = 0; y < Side; y++) store(to + (y * Side + x) * width + c, d[y]);
         }
     }
 }
 
-// A tile's 16 products, `step` floats apart, as its 2x2 outputs A^T m A.
-inline void from_products(const float *products, int step, Vec bias, Vec out[4]) {
-    Vec top[4], bottom[4];
-    for (int x = 0; x < 4; x++) {
-        const Vec m0 = load(products + x * step), m1 = load(products + (4 + x) * step);
-        const Vec m2 = load(products + (8 + x) * step), m3 = load(products + (12 + x) * step);
-        top[x] = m0 + m1 + m2;
-        bottom[x] = m1 - m2 - m3;
+// A tile's products, `step` floats apart, as its 2x2 outputs A^T m A.
+template <int Side> void from_products(const float *products, int step, Vec out[4]) {
+    Vec across[2][Side];
+    for (int y = 0; y < Side; y++) {
+        Vec m[Side], two[2];
+        for (int x = 0; x < Side; x++) m[x] = load(products + (y * Side + x) * step);
+        outputs_of<Side>(m, two);
+        for (int x = 0; x < 2; x++) across[x][y] = two[x];
     }
-    out[0] = top[0] + top[1] + top[2] + bias;
-    out[1] = top[1] - top[2] - top[3] + bias;
-    out[2] = bottom[0] + bottom[1] + bottom[2] + bias;
-    out[3] = bottom[1] - bottom[2] - bottom[3] + bias;
+    for (int x = 0; x < 2; x++) {
+        Vec two[2];
+        outputs_of<Side>(across[x], two);
+        for (int y = 0; y < 2; y++) out[2 * y + x] = two[y];
+    }
 }
 
-// out = conv(in) at the rows of `tiles`; `in` has a map, `pitch` is that of its cells.
-inline void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target &out, const Tiles &tiles,
-                           int pitch) {
-    const int count = int(tiles.cells.size()), width = padded(conv.depth);
-    // One cache line more than the 16, so that tiles do not share a set of the first cache.
-    const size_t factors_stride = kProducts * width + 16, products_stride = kProducts * kPanel + 16;
-    const bool alone = s.team.size() == 1 || double(count) * kProducts * conv.depth * padded(conv.out) < kSmall;
-    const Cut parts = cut(kProducts * conv.depth + 4 * padded(conv.out), double(kProducts) * conv.depth * padded(conv.out),
-                          conv.panels, count, alone ? 1 : s.team.size());
-    int32_t offsets[kProducts];
-    for (int t = 0; t < kProducts; t++) offsets[t] = (t / 4 - 1) * pitch + t % 4 - 1;
+// out = conv(in) at tiles: `outputs` as in Tiles; in.cells are the tiles', in.offsets their inputs'.
+template <int Side>
+void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target &out, const Index &outputs) {
+    constexpr int kProducts = Side * Side;
+    const int count = int(outputs.size() / 4), width = padded(conv.depth);
+    // One cache line more than the factors, so that tiles do not share a set of the first cache.
+    const size_t factors_step = kProducts * width + 16, products_step = kProducts * kPanel + 16;
+    const double weight_floats = double(kProducts) * conv.depth * padded(conv.out);
+    const bool alone = s.team.size() == 1 || count * weight_floats < kSmall;
+    const Cut parts = cut(kProducts * conv.depth + 4 * padded(conv.out), weight_floats, conv.panels, count,
+                          alone ? 1 : s.team.size());
     auto transform = [&](int from, int to, float *factors) {
-        for (int m = from; m < to; m++, factors += factors_stride) {
+        for (int m = from; m < to; m++, factors += factors_step) {
             const float *rows[kProducts];
-            const int32_t *map = in.map + tiles.cells[m];
-            for (int t = 0; t < kProducts; t++) rows[t] = in.base + size_t(map[offsets[t]]) * in.stride;
-            into_factors(rows, factors, width);
+            const int32_t *map = in.map + in.cells[m];
+            for (int t = 0; t < kProducts; t++) rows[t] = in.base + size_t(map[in.offsets[t]]) * in.stride;
+            into_factors<Side>(rows, factors, width);
         }
     };
     const float *shared = nullptr;
     if (parts.groups > 1) { // every group would do it again
-        float *all = s.prepared.need(count * factors_stride);
+        float *all = s.prepared.need(count * factors_step);
         over_rows(s, count, std::max(2, count / (4 * s.team.size())), alone,
-                  [&](int from, int to) { transform(from, to, all + from * factors_stride); });
+                  [&](int from, int to) { transform(from, to, all + from * factors_step); });
         shared = all;
     }
     auto task = [&](int index, int thread) {
         const int group = index / parts.chunks, piece = index % parts.chunks;
         const int from = part(count, parts.chunks, piece), to = part(count, parts.chunks, piece + 1);
         if (from == to) return;
-        const int length = to - from, groups = (length + kRows - 1) / kRows;
-        float *products = s.scratch[thread].need(length * (products_stride + (shared ? 0 : factors_stride)));
-        const float *factors = shared ? shared + from * factors_stride : products + length * products_stride;
-        if (!shared) transform(from, to, products + length * products_stride);
+        const int length = to - from, strips = (length + kRows - 1) / kRows;
+        float *products = s.scratch[thread].need(length * (products_step + (shared ? 0 : factors_step)));
+        const float *factors = shared ? shared + from * factors_step : products + length * products_step;
+        if (!shared) transform(from, to, products + length * products_step);
         const int first = part(conv.panels, parts.groups, group), last = part(conv.panels, parts.groups, group + 1);
-        const float zeros[kPanel] = {};
         for (int panel = first; panel < last; panel++) {
-            const int columns = conv.vectors(panel) * kWidth;
+            const int vectors = conv.vectors(panel), columns = vectors * kWidth;
+            const size_t matrix = size_t(conv.depth) * columns;
             const float *weights = conv.tile_panel(panel);
-            for (int x = 0; x < kProducts; x++, weights += conv.depth * columns)
-                for (int i = 0; i < groups; i++) {
-                    const int m0 = part(length, groups, i), m1 = part(length, groups, i + 1);
-                    const float *rows[kRows];
-                    float *outs[kRows];
-                    for (int m = m0; m < m1; m++) {
-                        rows[m - m0] = factors + m * factors_stride + x * width;
-                        outs[m - m0] = products + m * products_stride + x * columns;
-                    }
-                    const size_t next = sizeof(float) * conv.depth * columns;
-                    multiply(Tile{rows, 1, conv.depth, weights, zeros, outs, false, 1.0f,
-                                  reinterpret_cast<const char *>(weights) + next + i * (next / groups),
-                                  sizeof(float) * columns / groups},
-                             m1 - m0, conv.vectors(panel));
+            // Weights that stay near are used strip by strip, others are read once.
+            const int at_once = sizeof(float) * matrix * kProducts <= kL1 ? kProducts : 1;
+            for (int p = 0; p < kProducts; p += at_once)
+                for (int i = 0; i < strips; i++) {
+                    const int m = part(length, strips, i), end = part(length, strips, i + 1);
+                    multiply(Products{factors + m * factors_step + p * width, factors_step, width, conv.depth,
+                                      weights + p * matrix, products + m * products_step + p * columns, products_step,
+                                      at_once},
+                             end - m, vectors);
                 }
             for (int m = 0; m < length; m++)
                 for (int c = 0; c < columns; c += kWidth) {
                     Vec result[4];
                     const int channel = panel * kPanel + c;
-                    from_products(products + m * products_stride + c, columns, load(&conv.bias[channel]), result);
+                    const Vec bias = load(&conv.bias[channel]);
+                    from_products<Side>(products + m * products_step + c, columns, result);
                     for (int corner = 0; corner < 4; corner++) {
-                        const int place = tiles.outputs[4 * (from + m) + corner];
+                        const int place = outputs[4 * size_t(from + m) + corner];
                         if (place < 0) continue;
                         float *at = out.base + size_t(out.rows ? out.rows[place] : place) * out.stride + channel;
-                        Vec value = result[corner];
+                        Vec value = result[corner] + bias;
                         if (out.add) value += load(at);
                         store(at, out.slope == 1.0f ? value : activate(value, out.slope));
                     }
@@ -124,6 +135,13 @@ inline void convolve_tiles(Session &s, const Conv &conv, const Source &in, const
         }
     };
     share_out(s, parts.chunks * parts.groups, alone, task);
+}
+
+inline void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target &out, const Index &outputs) {
+    if (conv.side == 4)
+        convolve_tiles<4>(s, conv, in, out, outputs);
+    else
+        convolve_tiles<5>(s, conv, in, out, outputs);
 }
 
 } // namespace sact
