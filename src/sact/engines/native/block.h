@@ -1,7 +1,6 @@
 // Algorithm 1 in a block: its first unit everywhere, the others where positions are active, the halting between them.
 #pragma once
 #include <algorithm>
-#include <cmath>
 
 #include "winograd.h"
 #include "model.h"
@@ -334,34 +333,41 @@ class BlockRun {
             if (score->local) prepare_scores(*score);
         }
         const float *global = s_.global.data();
-        int32_t offsets[9];
-        for (int t = 0; t < 9; t++) offsets[t] = (t / 3 - 1) * out_.pitch() + t % 3 - 1;
         if (images) {
             weights_.assign(out_.n, 0.0f);
             on_.assign(out_.n, 0);
             for (int m = 0; m < count; m = next_image(m)) {
                 const int image = active[m] / area;
+                float h[kWidth] = {score ? global[image] : 0.0f};
+                sigmoid(h, 1);
                 bool on;
-                weights_[image] = turn(image, score ? global[image] : 0.0f, u, score != nullptr, &on);
+                weights_[image] = turn(image, h[0], u, score != nullptr, &on);
                 on_[image] = on;
             }
         }
+        constexpr int kPiece = 32;
         auto work = [&](int a, int b) {
+            float h[kPiece] = {};
             int image = -1, end = 0; // the image of this row, and the first row of the next
+            if (!images && score) {
+                for (int m = a; m < b; m++) {
+                    if (active[m] >= end) {
+                        image = active[m] / area;
+                        end = (image + 1) * area;
+                    }
+                    h[m - a] = global[image] + local(*score, active[m]);
+                }
+                sigmoid(h, b - a);
+            }
             for (int m = a; m < b; m++) {
                 const int row = active[m];
-                if (row >= end) {
-                    image = row / area;
-                    end = (image + 1) * area;
-                }
                 float weight;
                 if (images) {
-                    weight = weights_[image];
-                    s_.goes_on[m] = on_[image];
+                    weight = weights_[row / area];
+                    s_.goes_on[m] = on_[row / area];
                 } else {
-                    const float logit = score ? global[image] + local(*score, row, offsets) : 0.0f;
                     bool on;
-                    weight = turn(row, logit, u, score != nullptr, &on);
+                    weight = turn(row, h[m - a], u, score != nullptr, &on);
                     s_.goes_on[m] = on;
                 }
                 const float *x = state_ + size_t(row) * stride_;
@@ -372,7 +378,7 @@ class BlockRun {
                     for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + weight * load(x + c));
             }
         };
-        over_rows(s_, count, 32, double(count) * (width_ * 6 + 64) < kSmall, work);
+        over_rows(s_, count, kPiece, double(count) * (width_ * 6 + 64) < kSmall, work);
         if (!score) return;
         halted_.clear();
         for (int m = 0; m < count; m++)
@@ -383,10 +389,14 @@ class BlockRun {
     std::vector<float> weights_; // of images
     std::vector<uint8_t> on_;
 
+    // In place; what is read and written is whole vectors.
+    static void sigmoid(float *values, int count) {
+        for (int i = 0; i < count; i += kWidth) store(values + i, 1.0f / (1.0f + exponential(-load(values + i))));
+    }
+
     // What an element's score makes of its state, as halting.step; the weight p of this unit there.
-    float turn(int element, float logit, int u, bool scored, bool *goes_on) {
+    float turn(int element, float h, int u, bool scored, bool *goes_on) {
         float &cumulative = s_.cumulative.data()[element], &remainder = s_.remainder.data()[element];
-        float h = 1.0f / (1.0f + std::exp(-logit));
         if (result_.forced) h = result_.forced[element] == u + 1 ? 1.0f : 0.0f;
         s_.units[element]++;
         float weight = remainder;
@@ -445,15 +455,17 @@ class BlockRun {
     const float *scored_ = nullptr;
 
     // The local term of a score: a 3x3 convolution to one channel at one position.
-    float local(const Score &score, int row, const int32_t *offsets) const {
-        const int32_t *map = s_.sites.all().map.data() + s_.sites.all().cells[row];
-        const int outside = out_.positions();
+    float local(const Score &score, int row) const {
+        const Layout &all = s_.sites.all();
+        const int32_t *map = all.map.data() + all.cells[row];
+        const bool inner = all.inner[row];
         const float *from[9];
         float constant = 0.0f;
         for (int t = 0; t < 9; t++) {
-            const int at = map[offsets[t]];
+            const int y = t / 3 - 1, x = t % 3 - 1;
+            const int at = inner ? row + y * out_.width + x : map[y * out_.pitch() + x];
             from[t] = scored_ + size_t(at) * stride_;
-            constant += at == outside ? 0.0f : score.local_constant[t];
+            constant += at == out_.positions() ? 0.0f : score.local_constant[t];
         }
         const float *weight = score.local_weight.data();
         Vec a = {}, b = {}, c = {};

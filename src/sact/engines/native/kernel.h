@@ -1,7 +1,7 @@
 // The microkernel: a tile of output rows times a panel of output channels, its input rows read through pointers.
 #pragma once
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
 
 #ifndef SACT_WIDTH
 #define SACT_WIDTH 4 // floats per vector: 16 (AVX-512), 8 (AVX2), 4 (NEON, portable)
@@ -36,6 +36,27 @@ inline float sum(Vec v) {
     if (kWidth >= 8) parts.quarters[0] += parts.quarters[1 % (kWidth / 4)];
     const Quarter q = parts.quarters[0];
     return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+// exp(x), to within 2 units in the last place where neither x nor the result is beyond float32.
+inline Vec exponential(Vec x) {
+    typedef int32_t Ints __attribute__((vector_size(4 * SACT_WIDTH)));
+    const float limit = 87.0f;
+    x = x < limit ? x : Vec{} + limit;
+    x = x > -limit ? x : Vec{} - limit;
+    const Vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to whole numbers
+    const Vec whole = shifted - 12582912.0f;
+    const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; // |r| <= log(2) / 2
+    Vec result = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    for (float coefficient : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
+        result = result * r + coefficient;
+    result = result * r * r + r + 1.0f;
+    union {
+        Vec floats;
+        Ints bits;
+    } scale;
+    scale.bits = (__builtin_convertvector(whole, Ints) + 127) << 23;
+    return result * scale.floats;
 }
 
 struct Tile {

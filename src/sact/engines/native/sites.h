@@ -39,7 +39,8 @@ struct Tiles {
 // Every position of a grid as a row (its number) and a cell, and the way back: rows of cells, positions() for zeros.
 struct Layout {
     explicit Layout(const Grid &grid)
-        : grid(grid), rows(grid.positions()), cells(grid.positions()), corners(grid.positions()) {
+        : grid(grid), rows(grid.positions()), cells(grid.positions()), inner(grid.positions()),
+          corners(grid.positions()) {
         map.assign(grid.cells(), grid.positions());
         int row = 0;
         const int across = (grid.width + 1) / 2, down = (grid.height + 1) / 2;
@@ -50,6 +51,7 @@ struct Layout {
                     rows[row] = row;
                     cells[row] = cell;
                     map[cell] = row;
+                    inner[row] = y > 0 && x > 0 && y + 1 < grid.height && x + 1 < grid.width;
                     corners[row] = 4 * ((image * down + y / 2) * across + x / 2) + y % 2 * 2 + x % 2;
                 }
         Index seen;
@@ -72,11 +74,13 @@ struct Layout {
         }
     }
     int64_t bytes() const {
-        return int64_t(rows.capacity() + cells.capacity() + map.capacity() + corners.capacity()) * 4 + tiles.bytes();
+        return int64_t(rows.capacity() + cells.capacity() + map.capacity() + corners.capacity()) * 4 +
+               int64_t(inner.capacity()) + tiles.bytes();
     }
 
     Grid grid;
     Index rows, cells, map;
+    std::vector<uint8_t> inner; // whether all eight neighbours of a row are inside the picture
     Index corners; // of each row: its tile's number times 4, and which of the tile's positions it is
     Tiles tiles;   // all of them
 };
