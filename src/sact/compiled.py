@@ -21,16 +21,18 @@ class CompiledNetwork(nn.Module):
     Attributes:
         model: the network itself.
         engine: the engine's name.
+        freeze: whether changes to the weights are no longer looked for.
     """
 
     model: Network
 
-    def __init__(self, model: Network, engine: str) -> None:
+    def __init__(self, model: Network, engine: str, freeze: bool = False) -> None:
         super().__init__()
         self.model = model
         self.engine = engine
+        self.freeze = freeze
         self.training = model.training
-        self._run: Run = prepare(model, engine)
+        self._run: Run = prepare(model, engine, freeze)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the network and the engine's name; what the engine prepared is prepared anew."""
@@ -38,7 +40,7 @@ class CompiledNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = prepare(self.model, self.engine)
+        self._run = prepare(self.model, self.engine, self.freeze)
 
     @property
     def config(self) -> NetworkConfig:
@@ -58,7 +60,7 @@ class CompiledNetwork(nn.Module):
         return (output, ponder) if return_ponder or return_halting_distribution else output
 
 
-def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
+def compile(model: Network, engine: Engine = "auto", *, freeze: bool = False) -> CompiledNetwork:
     """Make a network skip what has halted.
 
     Args:
@@ -67,6 +69,8 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
         engine: "masked" (the definition: saves nothing), "gather" (PyTorch, any device), "native" (compiled, for
             inference on the CPU in float32; everything else runs in "gather"), or "auto" (the fastest that works
             here).
+        freeze: a promise that the network, its weights and its mode stay as they are, so that engines need not look for
+            changes at every call. Looking takes about 0.1 ms for 500 tensors: worth saving for small networks.
 
     Returns:
         A module with the model's call, and the same results within float tolerance.
@@ -80,4 +84,4 @@ def compile(model: Network, engine: Engine = "auto") -> CompiledNetwork:
         raise InputError(
             f"sact.compile takes a network made by sact, got {type(model).__name__}; see sact.create_model"
         )
-    return CompiledNetwork(model, choose(engine))
+    return CompiledNetwork(model, choose(engine), freeze)

@@ -199,7 +199,8 @@ def _prepare_engine(
     network = copy.deepcopy(model)
     for block in network.blocks:
         block.forced_units = None
-    fast = compile(network, engine)  # type: ignore[arg-type]  # `_check` has seen to it
+    # As the peers, none of which looks whether weights have changed.
+    fast = compile(network, engine, freeze=True)  # type: ignore[arg-type]  # `_check` has seen to it
     found = []
     for forcing, units in wanted or [(None, None)]:
 

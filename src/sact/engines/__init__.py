@@ -22,8 +22,8 @@ ENGINES = ("masked", "gather", "native")
 class Run(Protocol):
     """What an engine makes of a network: images in; logits (or features) and what they cost out.
 
-    An engine is a module of this package with one function, `prepare(model: Network) -> Run`. It may replace the
-    evaluation of single blocks (pass a `RunBlock` to `Network.run`) or of the whole network.
+    An engine is a module of this package with one function, `prepare(model: Network, freeze: bool) -> Run`. It may
+    replace the evaluation of single blocks (pass a `RunBlock` to `Network.run`) or of the whole network.
     """
 
     def __call__(self, images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]: ...
@@ -55,7 +55,7 @@ def _has_native() -> bool:
     return True
 
 
-def prepare(model: Network, engine: str) -> Run:
-    """What the named engine makes of a network."""
-    run: Run = import_module(f".{engine}", __name__).prepare(model)
+def prepare(model: Network, engine: str, freeze: bool = False) -> Run:
+    """What the named engine makes of a network; with `freeze`, of one that stays as it is at the first call."""
+    run: Run = import_module(f".{engine}", __name__).prepare(model, freeze)
     return run

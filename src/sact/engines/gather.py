@@ -45,17 +45,17 @@ class Chains(NamedTuple):
     score: tuple[Stage, ...] | None
 
 
-def prepare(model: Network) -> Run:
+def prepare(model: Network, freeze: bool = False) -> Run:
     """Evaluate the blocks of a network at active positions (SACT) or images (ACT) only.
 
-    At inference norms are folded into convolutions, again whenever the weights have changed.
+    At inference norms are folded into convolutions, again whenever the weights have changed, unless they are frozen.
     """
     folded: dict[Block, tuple[Watch, list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
         if torch.is_grad_enabled():
             return read_chains(block)
-        if block not in folded or not folded[block][0].unchanged():
+        if block not in folded or not (freeze or folded[block][0].unchanged()):
             folded[block] = (Watch(block), read_chains(block, fold=True))
         return folded[block][1]
 

@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from ..models.network import Network
 
 
-def prepare(model: Network) -> Run:
-    """Evaluate a network by its definition; trains, works on any device, saves no time."""
+def prepare(model: Network, freeze: bool = False) -> Run:
+    """Evaluate a network by its definition; trains, works on any device, saves no time. It keeps nothing to freeze."""
     return partial(model.run, run_block=Block.__call__)

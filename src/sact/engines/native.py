@@ -361,13 +361,13 @@ class Packed:
         return description
 
 
-def prepare(model: Network) -> Run:
+def prepare(model: Network, freeze: bool = False) -> Run:
     """Run a whole network in the compiled kernel at inference; in training, and with gradients, `gather` runs.
 
-    Weights are packed at the first run, and again whenever they have changed.
+    Weights are packed at the first run, and again whenever they have changed, unless they are frozen.
     """
     library()
-    otherwise = gather.prepare(model)
+    otherwise = gather.prepare(model, freeze)
     packed: tuple[Watch, list[nn.BatchNorm2d], Packed | None] | None = None
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
@@ -375,7 +375,7 @@ def prepare(model: Network) -> Run:
         if not fits(images):
             return otherwise(images, keep_distribution=keep_distribution)
         current = packed
-        if current is None or not current[0].unchanged():
+        if current is None or not (freeze or current[0].unchanged()):
             norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
             if any(norm.training for norm in norms):  # do not pack what the next step changes again
                 return otherwise(images, keep_distribution=keep_distribution)
@@ -383,7 +383,7 @@ def prepare(model: Network) -> Run:
             packed = current
         _, norms, kernel = current
         # A norm in training mode has statistics over all positions.
-        if kernel is None or any(map(attrgetter("training"), norms)):
+        if kernel is None or (not freeze and any(map(attrgetter("training"), norms))):
             return otherwise(images, keep_distribution=keep_distribution)
         model.check_images(images, finite=False)
         return kernel.run(images.resolve_neg(), keep_distribution)

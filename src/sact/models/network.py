@@ -166,7 +166,7 @@ class Network(nn.Module):
                 f"images are {images.dtype}, but the network takes floating point; "
                 "use sact.preprocess, or images.float() scaled as in training"
             )
-        parameter = next(self.parameters())
+        parameter = self.stem[0].weight
         if images.device != parameter.device:
             raise InputError(
                 f"images are on {images.device}, but the network is on {parameter.device}; "

@@ -378,7 +378,7 @@ class BlockRun {
                     for (size_t c = 0; c < width_; c += kWidth) store(to + c, load(to + c) + weight * load(x + c));
             }
         };
-        over_rows(s_, count, kPiece, double(count) * (width_ * 6 + 64) < kSmall, work);
+        over_rows(s_, count, kPiece, double(count) * (width_ * 20 + 400) < kSmall, work);
         if (!score) return;
         halted_.clear();
         for (int m = 0; m < count; m++)

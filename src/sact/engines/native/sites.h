@@ -158,7 +158,7 @@ class Sites {
         return place.tiles;
     }
     int64_t bytes() const {
-        size_t total = active_.capacity() + seen_.capacity();
+        size_t total = active_.capacity() + seen_.capacity() + found_.capacity();
         for (const Place &place : places_) 
             total += place.rows.capacity() + place.cells.capacity() + place.map.capacity() + place.tiles.bytes() / 4;
         return int64_t(total * sizeof(int32_t) + near_.capacity() + wide_.capacity());
@@ -197,17 +197,21 @@ class Sites {
         wide_.assign(grid.cells(), 0);
         for (int32_t cell : from) near_[cell] = 1;
         for (size_t i = 1; i + 1 < near_.size(); i++) wide_[i] = near_[i - 1] | near_[i] | near_[i + 1];
-        to.rows.clear();
+        found_.resize(grid.positions());
+        size_t count = 0;
         for (int image = 0, row = 0; image < grid.n; image++)
             for (int y = 0; y < grid.height; y++) {
                 const uint8_t *line = &wide_[grid.cell(image, y, 0)];
-                for (int x = 0; x < grid.width; x++, row++)
-                    if (line[x - pitch] | line[x] | line[x + pitch]) to.rows.push_back(row);
+                for (int x = 0; x < grid.width; x++, row++) {
+                    found_[count] = row; // overwritten unless it counts: no branch to mispredict
+                    count += line[x - pitch] | line[x] | line[x + pitch];
+                }
             }
+        to.rows.assign(found_.begin(), found_.begin() + count);
     }
 
     const Layout *all_ = nullptr;
-    Index active_, seen_;
+    Index active_, seen_, found_;
     std::array<Place, kMaxReach + 1> places_; // by reach
     std::vector<uint8_t> near_, wide_;
 };

@@ -64,6 +64,7 @@ class Team {
     // One word holds epoch (24 bits), end (20) and next task (20) of a range: a task is taken by adding one to it, which
     // fails for a worker that comes too late for this epoch.
     static constexpr uint64_t kMask = (1u << 20) - 1;
+    static constexpr int kLinger = 10000; // pauses, together 0.2 to 0.4 ms
 
     // Tasks first_ ... first_ + count - 1.
     void run_some(int count) {
@@ -115,6 +116,8 @@ class Team {
                 spins = 0;
                 continue;
             }
+            // The next run may come at once: to be woken would take as long as a small step.
+            for (int i = 0; i < kLinger && !awake_.load(std::memory_order_acquire); i++) pause_briefly();
             if (!awake_.load(std::memory_order_acquire)) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [this] { return awake_.load(); });
