@@ -350,12 +350,20 @@ class BlockRun {
             float h[kPiece] = {};
             int image = -1, end = 0; // the image of this row, and the first row of the next
             if (!images && score) {
-                for (int m = a; m < b; m++) {
-                    if (active[m] >= end) {
-                        image = active[m] / area;
+                for (int m = a; m < b;) {
+                    const int row = active[m];
+                    if (row >= end) {
+                        image = row / area;
                         end = (image + 1) * area;
                     }
-                    h[m - a] = global[image] + local(*score, active[m]);
+                    int count = 1;
+                    if (m + kBeside <= b && active[m + kBeside - 1] == row + kBeside - 1 && inner_until(row, kBeside)) {
+                        local_inner<kBeside>(*score, row, &h[m - a]);
+                        count = kBeside;
+                    } else {
+                        h[m - a] = local(*score, row);
+                    }
+                    for (const int last = m + count; m < last; m++) h[m - a] += global[image];
                 }
                 sigmoid(h, b - a);
             }
@@ -453,6 +461,37 @@ class BlockRun {
         scored_ = to;
     }
     const float *scored_ = nullptr;
+
+    static constexpr int kBeside = kWidth == 16 ? 4 : 2; // positions beside each other that share what they read
+
+    // Whether `count` positions from `row` on lie in one line and have all their neighbours.
+    bool inner_until(int row, int count) const {
+        const uint8_t *inner = &s_.sites.all().inner[row];
+        for (int i = 0; i < count; i++)
+            if (!inner[i]) return false; // lines of inner positions never touch: their ends are borders
+        return true;
+    }
+
+    // As `local`, to the bit, for N such positions.
+    template <int N> void local_inner(const Score &score, int row, float *to) const {
+        const float *from = scored_ + size_t(row) * stride_, *weight = score.local_weight.data();
+        Vec sums[3][N] = {};
+        for (size_t i = 0; i < width_; i += kWidth)
+#pragma GCC unroll 3
+            for (int y = 0; y < 3; y++) {
+                const float *line = from + ((y - 1) * out_.width - 1) * ptrdiff_t(stride_) + i;
+                Vec values[N + 2];
+                for (int n = 0; n < N + 2; n++) values[n] = load(line + n * stride_);
+#pragma GCC unroll 3
+                for (int x = 0; x < 3; x++) {
+                    const Vec w = load(weight + (3 * y + x) * width_ + i);
+                    for (int n = 0; n < N; n++) sums[x][n] += values[n + x] * w;
+                }
+            }
+        float constant = 0.0f;
+        for (int t = 0; t < 9; t++) constant += score.local_constant[t];
+        for (int n = 0; n < N; n++) to[n] = constant + sum(sums[0][n] + sums[1][n] + sums[2][n]);
+    }
 
     // The local term of a score: a 3x3 convolution to one channel at one position.
     float local(const Score &score, int row) const {
