@@ -311,8 +311,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let the gather engine give another answer."""
     honest = measure.compile
 
-    def compile(model: sact.Network, engine: Engine) -> Any:
-        fast = honest(model, engine)
+    def compile(model: sact.Network, engine: Engine, *, freeze: bool) -> Any:
+        fast = honest(model, engine, freeze=freeze)
         if engine != "gather":
             return fast
 

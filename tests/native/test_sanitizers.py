@@ -1,4 +1,4 @@
-"""The C++ of the CPU engine under the address, undefined-behaviour and thread sanitizers; see `driver.cpp`."""
+"""The C++ of the CPU engine under sanitizers, and on another processor; see `driver.cpp`."""
 
 from __future__ import annotations
 
@@ -50,3 +50,17 @@ def test_random_networks(sanitizers: str, width: int, rows: int, tmp_path: Path)
     ran = run([program, str(networks)], TSAN_OPTIONS="halt_on_error=1")
     assert ran.returncode == 0, ran.stderr[-4000:]
     assert ran.stdout == f"{networks} networks\n"
+
+
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
+    reason="needs g++-aarch64-linux-gnu and qemu-user to build and run for another processor",
+)
+def test_neon(tmp_path: Path) -> None:
+    """The NEON build, emulated."""
+    program = tmp_path / "driver"
+    options = ["-std=c++17", "-O3", "-ffp-contract=fast", "-pthread", "-static", "-DSACT_WIDTH=4", "-DSACT_ROWS=12"]
+    built = run(["aarch64-linux-gnu-g++", *options, "-DSACT_CHECK", f"-I{SOURCE}", HERE / "driver.cpp", "-o", program])
+    assert built.returncode == 0, built.stderr
+    ran = run(["qemu-aarch64", program, "40"])
+    assert (ran.returncode, ran.stdout) == (0, "40 networks\n"), ran.stderr[-4000:]

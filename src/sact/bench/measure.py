@@ -196,7 +196,8 @@ def _prepare_engine(
 ) -> list[Contestant]:
     wanted: Sequence[tuple[Forcing | None, list[Tensor] | None]] = maps[: 1 if engine == "masked" else None]
     before = memory.resident()
-    network = copy.deepcopy(model)
+    # A copy, for its units will be forced, that shares the weights: those do not count as an engine's memory.
+    network = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     for block in network.blocks:
         block.forced_units = None
     # As the peers, none of which looks whether weights have changed.

@@ -119,6 +119,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
     const Cut parts = cut(conv.depth + padded(conv.out), double(conv.taps) * conv.depth * padded(conv.out), conv.panels,
                           count, alone ? 1 : s.team.size());
     const int width = row_stride(conv.depth), used = padded(conv.depth);
+    const float *all_weights = conv.weights();
     if (before && parts.groups > 1) { // every group would do it again
         float *rows = s.prepared.need(size_t(count) * width);
         over_rows(s, count, std::max(8, count / (4 * s.team.size())), double(count) * width < kSmall,
@@ -139,7 +140,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
             prepared = scratch;
         }
         const int tiles = (to - from + kRows - 1) / kRows;
-        const size_t panel_bytes = sizeof(float) * kPanel * conv.taps * conv.depth;
+        const size_t panel_floats = size_t(kPanel) * conv.taps * conv.depth, panel_bytes = sizeof(float) * panel_floats;
         const float *rows[kRows * kMaxTaps];
         float *outs[kRows];
         const int first = part(conv.panels, parts.groups, group), last = part(conv.panels, parts.groups, group + 1);
@@ -161,9 +162,9 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
                         *row++ = in.row(m);
                     }
                 }
-                multiply(Tile{rows, conv.taps, conv.depth, conv.panel(panel), &conv.bias[panel * kPanel], outs,
-                              out.add, out.slope,
-                              reinterpret_cast<const char *>(conv.panel(panel + 1)) + i * (panel_bytes / tiles),
+                const float *weights = all_weights + panel * panel_floats;
+                multiply(Tile{rows, conv.taps, conv.depth, weights, &conv.bias[panel * kPanel], outs, out.add, out.slope,
+                              reinterpret_cast<const char *>(weights + panel_floats) + i * (panel_bytes / tiles),
                               sizeof(float) * kPanel / tiles},
                          m1 - m0, conv.vectors(panel));
             }

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernel.h"
@@ -57,7 +58,6 @@ struct Conv {
     int taps, depth; // rows that an output reads, and numbers it reads of each
     int panels, last_vectors;
     int side = 0, products = 0; // of a tile of 2x2 outputs: inputs across, and products; 0 where tiles cannot be used
-    Buffer weights, tile_weights;
     std::vector<float> bias;
 
     // `joined`: a tap is a whole kernel row of neighbouring positions, whose channels lie one behind the other.
@@ -68,8 +68,12 @@ struct Conv {
         const int width = padded(out);
         panels = (width + kPanel - 1) / kPanel;
         last_vectors = (width - (panels - 1) * kPanel) / kWidth;
+        if (kernel == 3 && stride <= 2 && (same || pad == 1) && !joined) {
+            pack_tiles(from);
+            return;
+        }
         const size_t column = size_t(taps) * depth;
-        float *to = weights.need(column * width);
+        float *to = weights_.need(column * width);
         for (int panel = 0; panel < panels; panel++) {
             const int columns = vectors(panel) * kWidth;
             for (size_t k = 0; k < column; k++)
@@ -78,14 +82,18 @@ struct Conv {
                     *to = o < out ? from.weight[(size_t(o) * in + c) * kernel * kernel + tap] : 0.0f;
                 }
         }
-        if (kernel == 3 && stride <= 2 && (same || pad == 1) && !joined) pack_tiles(from);
     }
-    size_t bytes() const { return weights.bytes() + tile_weights.bytes(); }
+    // Of the weights as a run in tiles reads them, or where there are none of those, as any run does.
+    size_t bytes() const { return products ? tile_weights_.bytes() : weights_.bytes(); }
     int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
-    const float *panel(int index) const { return weights.data() + size_t(index) * kPanel * taps * depth; }
-    const float *tile_panel(int index) const {
-        return tile_weights.data() + size_t(index) * kPanel * products * depth;
+    // [panels, taps, depth, columns]; made of the tiles' weights when they are first wanted, since few runs want both.
+    const float *weights() const {
+        if (!products) return weights_.data();
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!weights_.data()) unpack_tiles();
+        return weights_.data();
     }
+    const float *tile_weights() const { return tile_weights_.data(); } // [panels, products, depth, columns]
     int before(int size) const {
         if (!same) return pad;
         return std::max(((size + stride - 1) / stride - 1) * stride + kernel - size, 0) / 2;
@@ -95,12 +103,16 @@ struct Conv {
     }
 
   private:
+    mutable std::mutex mutex_;
+    mutable Buffer weights_;
+    Buffer tile_weights_;
+
     // The factors G g G^T of every kernel g: per panel those of the first product, of the second ...
     void pack_tiles(const SactConv &from) {
         side = stride + 3;
         products = side * side;
         const size_t count = size_t(products) * depth * padded(out);
-        float *base = tile_weights.need(count);
+        float *base = tile_weights_.need(count);
         std::fill_n(base, count, 0.0f);
         for (int o = 0; o < out; o++) {
             const int panel = o / kPanel, columns = vectors(panel) * kWidth;
@@ -119,6 +131,31 @@ struct Conv {
     void kernel_factors(double a, double b, double c, double *to) const {
         const double one[4] = {a, (a + b + c) / 2, (a - b + c) / 2, c}, two[5] = {a, a + c, c, b, b};
         std::copy_n(stride == 1 ? one : two, side, to);
+    }
+    void unpack_tiles() const {
+        const size_t matrix = size_t(depth) * kPanel;
+        float *to = weights_.need(size_t(taps) * depth * padded(out));
+        for (int panel = 0; panel < panels; panel++) {
+            const float *from = tile_weights_.data() + panel * products * matrix;
+            const size_t each = size_t(depth) * vectors(panel) * kWidth;
+            for (size_t i = 0; i < each; i++) {
+                float factors[5] = {}, across[5][3] = {}, kernel[3];
+                for (int y = 0; y < side; y++) {
+                    for (int x = 0; x < side; x++) factors[x] = from[(side * y + x) * each + i];
+                    kernel_of(factors, across[y]);
+                }
+                for (int x = 0; x < 3; x++) {
+                    for (int y = 0; y < side; y++) factors[y] = across[y][x];
+                    kernel_of(factors, kernel);
+                    for (int y = 0; y < 3; y++) to[(panel * taps * matrix) + (3 * y + x) * each + i] = kernel[y];
+                }
+            }
+        }
+    }
+    void kernel_of(const float *factors, float *to) const {
+        to[0] = factors[0];
+        to[1] = stride == 1 ? factors[1] - factors[2] : factors[3];
+        to[2] = stride == 1 ? factors[3] : factors[2];
     }
 };
 

@@ -106,7 +106,7 @@ void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target
         for (int panel = first; panel < last; panel++) {
             const int vectors = conv.vectors(panel), columns = vectors * kWidth;
             const size_t matrix = size_t(conv.depth) * columns;
-            const float *weights = conv.tile_panel(panel);
+            const float *weights = conv.tile_weights() + panel * kPanel * size_t(conv.depth) * kProducts;
             // Weights that stay near are used strip by strip, others are read once.
             const int at_once = sizeof(float) * matrix * kProducts <= kL1 ? kProducts : 1;
             for (int p = 0; p < kProducts; p += at_once)
