@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sact
 from sact.engines import gather
+from sact.engines.watch import Watch
 from sact.flops import dilate
 
 FAMILIES = ["resnet", "cifar_resnet"]
@@ -419,6 +420,25 @@ def test_changed_weights_are_seen(small, always_perforated, change, mode, engine
         after, expected = run(fast, images), run(model, images)
     check_same(after, expected)
     assert model.stem.conv.weight.dtype == torch.float64 or not torch.allclose(before, after[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["gather", NATIVE])
+@torch.no_grad()
+def test_frozen_networks_are_not_looked_through(small, always_perforated, monkeypatch, engine: str) -> None:
+    model, images = small(), torch.randn(2, 3, 32, 32)
+    fast, expected = sact.compile(model, engine, freeze=True), run(model, images)
+
+    def forbidden(watch: Watch) -> bool:
+        raise AssertionError("looked for changes")
+
+    monkeypatch.setattr(Watch, "unchanged", forbidden)
+    for frozen in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for _ in range(2):
+            check_same(run(frozen, images), expected)
+    watched = sact.compile(model, engine)
+    run(watched, images)
+    with pytest.raises(AssertionError, match="looked for changes"):
+        run(watched, images)
 
 
 @pytest.mark.parametrize("engine", ["masked", "gather", NATIVE])
