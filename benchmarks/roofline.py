@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import sact
 from sact.block import Block
-from sact.flops import block_flops, dilate
+from sact.flops import block_flops, conv_flops, dilate
 
 BYTES = 4
 _TRIALS = 20
@@ -24,24 +25,26 @@ class Limits(NamedTuple):
     gigabytes: float
 
 
-class BlockLimit(NamedTuple):
-    """One block's demands.
+class Part(NamedTuple):
+    """What a block, with the stem or the head beside it, demands.
 
     Attributes:
-        name: of the block, or "stem and head".
+        name: "stem, block 1" ... "block 4, head".
         flops: of the batch, the paper's count.
         weight_bytes: weights of all units that run somewhere.
         activation_bytes: what the convolutions read and write at the positions they run.
-        seconds: the longer of the FLOPs and of the weights.
-        bound: which of both that is.
     """
 
     name: str
     flops: int
     weight_bytes: int
     activation_bytes: int
-    seconds: float
-    bound: str
+
+    def limit(self, limits: Limits) -> tuple[float, str]:
+        """Seconds that the larger demand takes, of FLOPs and of weights, and which of both that is."""
+        arithmetic = self.flops / (limits.gflops * 1e9)
+        reading = self.weight_bytes / (limits.gigabytes * 1e9)
+        return (arithmetic, "FLOPs") if arithmetic >= reading else (reading, "weights")
 
 
 def measure_limits() -> Limits:
@@ -63,21 +66,61 @@ def best(run: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def roofline(model: sact.Network, shape: tuple[int, int, int], units: list[Tensor], limits: Limits) -> list[BlockLimit]:
+def parts(model: sact.Network, shape: tuple[int, int, int], units: list[Tensor]) -> list[Part]:
     """The demands of a SACT network, block by block, where `units` (per block int [N, H_k, W_k]) are run."""
     from sact.flops_report import shapes
 
     ponder = shapes(model, shape[1:])
-    count = shape[0]
+    count, last = shape[0], len(units)
     assert model.classifier is not None
-    stem_weights = sum(parameter.numel() for part in (model.stem, model.classifier) for parameter in part.parameters())
-    stem_pixels = shape[1] * shape[2] * (model.config.in_channels + model.config.base_channels // 4)
-    found = [limit("stem and head", count * ponder.fixed_flops, stem_weights, count * stem_pixels, limits)]
+    head = conv_flops(model.classifier)
+    found = []
     for number, (block, spent, run) in enumerate(zip(model.blocks, ponder.blocks, units, strict=True), start=1):
         weights, numbers = demands(block, spent.description.in_size, run)
         flops = int(block_flops(spent.description, run).sum())
-        found.append(limit(f"block {number}", flops, weights, numbers, limits))
+        name = f"block {number}"
+        if number == 1:
+            name = f"stem, {name}"
+            flops += count * (ponder.fixed_flops - head)
+            weights += sum(parameter.numel() for parameter in model.stem.parameters())
+            numbers += count * shape[1] * shape[2] * (model.config.in_channels + model.config.base_channels // 4)
+        if number == last:
+            name = f"{name}, head"
+            flops += count * head
+            weights += sum(parameter.numel() for parameter in model.classifier.parameters())
+        found.append(Part(name, flops, weights * BYTES, numbers * BYTES))
     return found
+
+
+def measure_parts(model: sact.Network, images: Tensor, units: list[Tensor], seconds: float) -> list[float]:
+    """Median seconds of each of `parts` in the CPU engine: differences of networks of the first blocks, in turns."""
+    config = model.config
+    networks = []
+    for length in range(1, len(units) + 1):
+        whole = length == len(units)
+        short = sact.create_model(
+            config.family,
+            config.halting,
+            units=config.units[:length],
+            base_channels=config.base_channels,
+            num_classes=config.num_classes,
+            in_channels=config.in_channels,
+            features_only=not whole,
+        ).eval()
+        for block, counts in zip(short.blocks, units, strict=False):
+            block.forced_units = counts
+        networks.append(sact.compile(short, "native", freeze=True))
+    times: list[list[float]] = [[] for _ in networks]
+    stop = time.perf_counter() + seconds
+    with torch.inference_mode():
+        while min(map(len, times)) < _TRIALS or time.perf_counter() < stop:
+            for network, taken in zip(networks, times, strict=True):
+                network(images)
+                start = time.perf_counter()
+                network(images)
+                taken.append(time.perf_counter() - start)
+    medians = [statistics.median(taken) for taken in times]
+    return [after - before for before, after in zip([0.0, *medians], medians, strict=False)]
 
 
 def demands(block: Block, in_size: tuple[int, int], units: Tensor) -> tuple[int, int]:
@@ -101,10 +144,3 @@ def demands(block: Block, in_size: tuple[int, int], units: Tensor) -> tuple[int,
             numbers += positions * stage.conv.out_channels
         numbers += positions * stages[-1].conv.out_channels  # the state that the residual is added to
     return weights, numbers
-
-
-def limit(name: str, flops: int, weights: int, numbers: int, limits: Limits) -> BlockLimit:
-    """The time that the larger demand takes."""
-    arithmetic, reading = flops / (limits.gflops * 1e9), weights * BYTES / (limits.gigabytes * 1e9)
-    bound = "FLOPs" if arithmetic >= reading else "weights"
-    return BlockLimit(name, flops, weights * BYTES, numbers * BYTES, max(arithmetic, reading), bound)

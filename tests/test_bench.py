@@ -530,9 +530,10 @@ def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "ROWS", (row,))
     monkeypatch.setattr(module, "ROOFLINE_ROW", row)
     monkeypatch.setattr(module, "ROOFLINE_SHARES", (1.0,))
-    monkeypatch.setattr(module, "PLOTTED", "cifar")
+    monkeypatch.setattr(module, "ROOFLINE_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["cpu_report"], "PLOTTED", "cifar")
     monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(module, "measure_limits", lambda: module.Limits(100.0, 10.0))
+    monkeypatch.setattr(module, "measure_limits", lambda: sys.modules["roofline"].Limits(100.0, 10.0))
     return module
 
 
@@ -543,7 +544,7 @@ def test_the_report(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     page = (tmp_path / "cpu.md").read_text()
     assert report.processor() in page
     assert "| cifar_resnet20 | 1x32x32 | gather | random | 60." in page
-    assert "| block 3 |" in page
+    assert "| block 3, head |" in page
     lines = (tmp_path / "cpu.csv").read_text().splitlines()
     assert len(lines) == 1 + 1 + 2 + 1
     assert all(report.processor() in line and torch.__version__ in line for line in lines[1:])
@@ -568,15 +569,15 @@ def test_roofline_counts_every_byte_once(cpu: ModuleType, tiny) -> None:
 
     model = tiny(name="resnet", units=[2, 2])
     units = force_units(model, (1, 64, 64), Forcing(1.0, "random"))
-    limits = roofline.Limits(100.0, 10.0)
-    blocks = roofline.roofline(model, (1, 64, 64), units, limits)
-    convs = [layer for block in model.blocks for unit in block.units for layer in unit.modules()]
-    weights = sum(layer.weight.numel() for layer in convs if isinstance(layer, nn.Conv2d))
-    assert sum(block.weight_bytes for block in blocks[1:]) == 4 * weights
-    assert sum(block.flops for block in blocks) == count(model, (64, 64))["most"]
-    for block in blocks:
-        assert block.seconds == pytest.approx(max(block.flops / 100e9, block.weight_bytes / 10e9))
-    fewest = roofline.roofline(model, (1, 64, 64), [torch.ones_like(counts) for counts in units], limits)
-    for less, more in zip(fewest[1:], blocks[1:], strict=True):
+    found = roofline.parts(model, (1, 64, 64), units)
+    units_convs = [layer for block in model.blocks for unit in block.units for layer in unit.modules()]
+    weights = sum(layer.weight.numel() for layer in units_convs if isinstance(layer, nn.Conv2d))
+    around = sum(parameter.numel() for part in (model.stem, model.classifier) for parameter in part.parameters())
+    assert sum(part.weight_bytes for part in found) == 4 * (weights + around)
+    assert sum(part.flops for part in found) == count(model, (64, 64))["most"]
+    assert roofline.Part("", 100, 10, 0).limit(roofline.Limits(1e-9, 1e-9)) == (100.0, "FLOPs")
+    assert roofline.Part("", 100, 10, 0).limit(roofline.Limits(1e-9, 5e-11)) == (200.0, "weights")
+    fewest = roofline.parts(model, (1, 64, 64), [torch.ones_like(counts) for counts in units])
+    for less, more in zip(fewest, found, strict=True):
         assert less.weight_bytes < more.weight_bytes
         assert less.activation_bytes < more.activation_bytes
