@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, chosen: Sequence[str]) -> int:
         print("measuring what this machine can do at most", flush=True)
         torch.set_num_threads(options.threads)
         write_json(KEPT / "limits.json", measure_limits()._asdict())
-        write_json(KEPT / "parts.json", [measured_parts(share) for share in ROOFLINE_SHARES])
+        write_json(KEPT / "parts.json", {"measured": [measured_parts(share) for share in ROOFLINE_SHARES]})
     write_report(KEPT, options.out, [row.name for row in ROWS])
     return int(failed)
 

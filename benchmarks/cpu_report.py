@@ -47,7 +47,7 @@ def write_report(kept: Path, out: Path, names: Sequence[str]) -> None:
     limits, parts = kept / "limits.json", kept / "parts.json"
     roofline = ""
     if limits.is_file() and parts.is_file():
-        roofline = roofline_note(Limits(**json.loads(limits.read_text())), json.loads(parts.read_text()))
+        roofline = roofline_note(Limits(**json.loads(limits.read_text())), json.loads(parts.read_text())["measured"])
     write_text(out / "cpu.md", page(results, roofline))
     if out == HERE and HEADLINE_ROW in results:
         fill(HERE.parent / "README.md", "cpu", headline(results))
