@@ -130,7 +130,7 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         before = nullptr;
     }
     auto task = [&](int index, int thread) {
-        const int group = index / parts.chunks, piece = index % parts.chunks;
+        const int group = index % parts.groups, piece = index / parts.groups; // a core keeps to its rows
         const int from = part(count, parts.chunks, piece), to = part(count, parts.chunks, piece + 1);
         if (from == to) return;
         const float *prepared = nullptr;

@@ -95,7 +95,7 @@ void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target
         shared = all;
     }
     auto task = [&](int index, int thread) {
-        const int group = index / parts.chunks, piece = index % parts.chunks;
+        const int group = index % parts.groups, piece = index / parts.groups; // a core keeps to its rows
         const int from = part(count, parts.chunks, piece), to = part(count, parts.chunks, piece + 1);
         if (from == to) return;
         const int length = to - from, strips = (length + kRows - 1) / kRows;
