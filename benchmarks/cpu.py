@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="*", choices=names, metavar="ROW", help=f"measure these rows: {', '.join(names)}"
     )
-    parser.add_argument("--seconds", type=float, help="time per row (default: by row, about 15 minutes for all)")
+    parser.add_argument("--seconds", type=float, help="time per row (default: by row, about half an hour for all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--engines", default="native,masked", help="of ours (%(default)s)")
     parser.add_argument("--peers", default=",".join(PEERS), help="(%(default)s)")
@@ -143,7 +143,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         batches,
         row.forcings,
         engines=options.engines.split(","),
-        peers=[name for name in options.peers.split(",") if name in row.peers],
+        peers=[name for name in options.peers.split(",") if name and (name in row.peers or name not in PEERS)],
         threads=options.threads,
         seconds=options.seconds or row.seconds,
     )

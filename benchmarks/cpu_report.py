@@ -49,7 +49,7 @@ def write_report(kept: Path, out: Path, names: Sequence[str]) -> None:
     if limits.is_file() and parts.is_file():
         roofline = roofline_note(Limits(**json.loads(limits.read_text())), json.loads(parts.read_text())["measured"])
     write_text(out / "cpu.md", page(results, roofline))
-    if out == HERE and HEADLINE_ROW in results:
+    if out.resolve() == HERE and HEADLINE_ROW in results:
         fill(HERE.parent / "README.md", "cpu", headline(results))
     print(f"the report is in {out / 'cpu.md'}")
 
@@ -71,7 +71,9 @@ def headline(results: dict[str, Any]) -> str:
                 f"| {one['share']:.1%} | {times['median']:.1f} ms ({times['lower_quartile']:.1f} to "
                 f"{times['upper_quartile']:.1f}) | {one['speed_up']:.2f} | {one['realised_share']:.1%} |"
             )
-    peer = next(one for one in result["rows"] if one["name"] == result["fastest_peer"])
+    peer = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+    if peer is None:
+        return "\n".join(lines)
     lines.append(
         f"\n`python benchmarks/cpu.py`; {HEADLINE_ROW}, medians and quartiles, against the plain network in the "
         f"fastest peer ({peer['name']}, {peer['milliseconds']['median']:.1f} ms); {conditions({HEADLINE_ROW: result})}"
@@ -153,7 +155,7 @@ since these networks are not trained: around the objects of held-out scenes (*sc
 (*random*), the hard case. The network named scenes is trained and halts by itself on held-out scenes. Outputs are
 compared before anything is timed, and all contestants of a row take turns. Times are medians in milliseconds, with
 quartiles in brackets. *Memory* is what a contestant adds to the process at the peak of a run, its own copies of the
-weights included."""
+weights included. Large pictures have one peer, ONNX Runtime; an empty cell was not measured."""
 
 
 def conditions(results: dict[str, Any]) -> str:
@@ -205,7 +207,7 @@ def ours_table(results: dict[str, Any]) -> str:
                 f"{one['speed_up']:.2f}" if one["speed_up"] else "",
                 f"{one['realised_share']:.1%}" if one["realised_share"] else "",
                 f"{one['memory'] / 2**20:.0f}" if one["memory"] is not None else "",
-                f"{fastest['name']} {fastest['milliseconds']['median']:.3g}" if fastest else "",
+                f"{fastest['name']} {short(fastest['milliseconds']['median'])}" if fastest else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -216,7 +218,13 @@ def times(one: dict[str, Any]) -> str:
     spread = one["milliseconds"]
     if not spread:
         return "not timed"
-    return f"{spread['median']:.3g} ({spread['lower_quartile']:.3g}-{spread['upper_quartile']:.3g})"
+    median, lower, upper = (short(spread[name]) for name in ("median", "lower_quartile", "upper_quartile"))
+    return f"{median} ({lower}-{upper})"
+
+
+def short(value: float) -> str:
+    """Three digits, or whole numbers."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def large_table(results: dict[str, Any]) -> str:
@@ -262,8 +270,8 @@ def roofline_note(limits: Limits, measured: list[dict[str, Any]]) -> str:
         ]
         total = [0.0, 0.0]
         for held in one["parts"]:
-            taken = held.pop("seconds")
-            part = Part(**held)
+            taken = held["seconds"]
+            part = Part(**{name: held[name] for name in Part._fields})
             least, bound = part.limit(limits)
             total = [total[0] + least, total[1] + taken]
             lines.append(

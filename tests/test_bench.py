@@ -556,6 +556,12 @@ def test_the_report(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (tmp_path / "cpu.md").read_text() == page, "the report alone, from what was kept"
 
 
+def test_a_misspelt_peer(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["cpu.py", "--peers", "onnx", "--engines", "gather", "--threads", "1"])
+    assert cpu.main() == 2
+    assert 'peer is "onnx", but it must be one of' in capsys.readouterr().err
+
+
 def test_a_report_of_nothing(
     cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

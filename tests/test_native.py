@@ -479,6 +479,27 @@ def test_values_that_are_not_finite_are_refused(small: MakeModel, value: float, 
 
 
 @compiled
+@pytest.mark.parametrize("kind", ["act", "sact"])
+def test_scores_that_are_no_numbers_halt_as_by_the_definition(small: MakeModel, kind: str) -> None:
+    model = small(kind=kind)
+    for block in model.blocks:
+        for head in block.scores:
+            nn.init.constant_(head.global_conv.weight, float("nan"))
+    images = torch.randn(2, 3, 32, 32)
+    pairs = zip(run(sact.compile(model, "native"), images)[1].blocks, run(model, images)[1].blocks, strict=True)
+    for ours, theirs in pairs:
+        assert torch.equal(ours.units, theirs.units)
+
+
+@compiled
+def test_batches_cut_into_groups(small: MakeModel) -> None:
+    """Small networks run groups of images, here of two and an odd one; features and maps end up where they belong."""
+    torch.manual_seed(0)
+    check(small(), torch.randn(33, 3, 33, 32), threads=2)
+    check(small(features_only=True), torch.randn(33, 3, 33, 32), threads=2)
+
+
+@compiled
 def test_pixels_outside_a_window_are_not_read(small: MakeModel) -> None:
     images = torch.full((2, 3, 60, 61), float("nan"))
     images[:, :, 9:50, 4:45] = torch.randn(2, 3, 41, 41)

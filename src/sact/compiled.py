@@ -15,8 +15,9 @@ from .ponder import Ponder
 class CompiledNetwork(nn.Module):
     """A network that runs in an engine: same call, same numbers, less time.
 
-    The weights are shared with the network. Changes to them are seen: by optimizers, `load_state_dict` and in-place
-    operations, but not by writes through `tensor.data`, which PyTorch does not count; compile again after those.
+    The weights are shared with the network. Unless it is frozen, changes to them are seen: by optimizers,
+    `load_state_dict` and in-place operations, but not by writes through `tensor.data`, which PyTorch does not count;
+    compile again after those.
 
     Attributes:
         model: the network itself.
@@ -25,6 +26,7 @@ class CompiledNetwork(nn.Module):
     """
 
     model: Network
+    freeze: bool = False
 
     def __init__(self, model: Network, engine: str, freeze: bool = False) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ class BlockRun {
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
             read_all(conv, grid, to, &source, offsets);
-            const Index *outputs = conv.products ? &s_.layouts.of(to).tiles.outputs : nullptr;
+            const Index *outputs = conv.products ? &s_.layouts.of(with_margin(to, 1)).tiles.outputs : nullptr;
             if (outputs && tiles_pay(conv, to.positions(), int(outputs->size() / 4))) {
                 s_.tile_cells.resize(outputs->size() / 4);
                 for (size_t m = 0; m < s_.tile_cells.size(); m++)
@@ -145,8 +145,11 @@ class BlockRun {
     }
 
     // A grid with as much margin as a convolution of it needs; tiles with a stride read a line more.
-    static Grid around(Grid grid, const Conv &conv) {
-        grid.margin = conv.kernel / 2 + (conv.stride > 1);
+    static Grid around(const Grid &grid, const Conv &conv) {
+        return with_margin(grid, conv.kernel / 2 + (conv.products && conv.stride > 1));
+    }
+    static Grid with_margin(Grid grid, int margin) {
+        grid.margin = margin;
         return grid;
     }
 
@@ -356,14 +359,14 @@ class BlockRun {
                         image = row / area;
                         end = (image + 1) * area;
                     }
-                    int count = 1;
+                    int beside = 1;
                     if (m + kBeside <= b && active[m + kBeside - 1] == row + kBeside - 1 && inner_until(row, kBeside)) {
                         local_inner<kBeside>(*score, row, &h[m - a]);
-                        count = kBeside;
+                        beside = kBeside;
                     } else {
                         h[m - a] = local(*score, row);
                     }
-                    for (const int last = m + count; m < last; m++) h[m - a] += global[image];
+                    for (const int last = m + beside; m < last; m++) h[m - a] += global[image];
                 }
                 sigmoid(h, b - a);
             }

@@ -11,7 +11,11 @@
 namespace sact {
 
 constexpr size_t kL2 = 384 * 1024; // bytes of rows that one task works through again for each panel of weights
-constexpr int kShares = 16;        // into which a batch is cut at least, where it has as many images
+#ifdef SACT_CHECK // for tests: small batches have groups of several images too
+constexpr int kShares = 2;
+#else
+constexpr int kShares = 16; // into which a batch is cut at least, where it has as many images
+#endif
 constexpr size_t kL3 = 32 << 20;   // bytes of weights that several cores can read over and over
 constexpr double kSmall = 40000;   // multiply-adds below which a step is not worth sharing out
 
@@ -23,11 +27,12 @@ inline int row_stride(int channels) {
 
 // What one run works in; kept for the next one.
 struct Session {
-    explicit Session(int threads) : team(threads), process(getpid()), scratch(threads) {}
+    explicit Session(int threads) : team(threads), process(getpid()), scratch(threads), own(threads) {}
     Team team;
     pid_t process;
     Buffer images, state[2], output, rows[3], prepared, activated, sums, frozen, mean, global, cumulative, remainder;
-    std::vector<Buffer> scratch; // of each thread
+    std::vector<Buffer> scratch;               // of each thread
+    std::vector<std::unique_ptr<Session>> own; // of each thread, for images that it runs alone
     Layouts layouts;
     Sites sites;
     Index cells, tile_cells, units;
@@ -40,6 +45,7 @@ struct Session {
             total += buffer->bytes();
         for (const Buffer &buffer : scratch) total += buffer.bytes();
         total += (cells.capacity() + tile_cells.capacity() + units.capacity()) * sizeof(int32_t) + goes_on.capacity();
+        for (const auto &session : own) total += session ? session->bytes() : 0;
         return int64_t(total) + sites.bytes() + layouts.bytes();
     }
 };

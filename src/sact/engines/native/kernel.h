@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #ifndef SACT_WIDTH
 #define SACT_WIDTH 4 // floats per vector: 16 (AVX-512), 8 (AVX2), 4 (NEON, portable)
@@ -38,12 +39,12 @@ inline float sum(Vec v) {
     return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-// exp(x), to within 2 units in the last place where neither x nor the result is beyond float32.
+// exp(x) to within 2 units in the last place for |x| <= 87, beyond which it stays there; NaN for NaN.
 inline Vec exponential(Vec x) {
     typedef int32_t Ints __attribute__((vector_size(4 * SACT_WIDTH)));
     const float limit = 87.0f;
-    x = x < limit ? x : Vec{} + limit;
-    x = x > -limit ? x : Vec{} - limit;
+    x = x > limit ? Vec{} + limit : x;
+    x = x < -limit ? Vec{} - limit : x;
     const Vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to whole numbers
     const Vec whole = shifted - 12582912.0f;
     const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; // |r| <= log(2) / 2

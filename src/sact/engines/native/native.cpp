@@ -138,7 +138,7 @@ static bool run(const SactModel &model, Session &s, const Call &call, int first,
 // Images that run together: as many as have states that stay in a core's cache, and few enough to share out; all where
 // weights come from memory. It does not depend on the threads, so that results do not.
 static int together(const SactModel &model, const Call &call) {
-    if (model.weight_bytes > kL3) return call.n;
+    if (model.weight_bytes > kL3) return std::max(1, call.n);
     int height = model.stem->result(call.height), width = model.stem->result(call.width);
     size_t most = size_t(height) * width * row_stride(model.stem->out);
     if (model.stem_pool) height = (height + 1) / 2, width = (width + 1) / 2;
@@ -149,21 +149,20 @@ static int together(const SactModel &model, const Call &call) {
         }
         most = std::max(most, size_t(height) * width * row_stride(units[0]->channels()));
     }
-    return std::max(1, std::min((call.n + kShares - 1) / kShares, int(kL2 / (most * sizeof(float) + 1))));
+    return std::max(1, std::min(call.n / kShares, int(kL2 / (most * sizeof(float) + 1))));
 }
 
 // Every thread runs groups of images of its own; those that are left over are run by all threads, one after another.
-static bool run_all(SactModel &model, Session &s, const Call &call) {
+static bool run_all(const SactModel &model, Session &s, const Call &call) {
     const int each = together(model, call), groups = (call.n + each - 1) / each, threads = s.team.size();
     std::atomic<bool> finite{true};
     const auto group = [&](Session &session, int i) {
         if (!run(model, session, call, i * each, std::min(each, call.n - i * each))) finite = false;
     };
     const int alone = threads > 1 ? groups - groups % threads : 0;
-    s.team.run(alone, [&](int i, int) {
-        std::unique_ptr<Session> own = model.borrow(1);
-        group(*own, i);
-        model.give_back(std::move(own));
+    s.team.run(alone, [&](int i, int thread) {
+        if (!s.own[thread]) s.own[thread] = std::make_unique<Session>(1);
+        group(*s.own[thread], i);
     });
     for (int i = alone; i < groups; i++) group(s, i);
     return finite;

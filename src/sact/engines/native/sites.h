@@ -159,7 +159,7 @@ class Sites {
     }
     int64_t bytes() const {
         size_t total = active_.capacity() + seen_.capacity() + found_.capacity();
-        for (const Place &place : places_) 
+        for (const Place &place : places_)
             total += place.rows.capacity() + place.cells.capacity() + place.map.capacity() + place.tiles.bytes() / 4;
         return int64_t(total * sizeof(int32_t) + near_.capacity() + wide_.capacity());
     }

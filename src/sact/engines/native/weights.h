@@ -83,10 +83,11 @@ struct Conv {
                 }
         }
     }
-    // Of the weights as a run in tiles reads them, or where there are none of those, as any run does.
+    // Of the weights as they were packed.
     size_t bytes() const { return products ? tile_weights_.bytes() : weights_.bytes(); }
     int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
     // [panels, taps, depth, columns]; made of the tiles' weights when they are first wanted, since few runs want both.
+    // With stride 1 the middle taps are then differences of rounded sums: right to rounding of the largest tap.
     const float *weights() const {
         if (!products) return weights_.data();
         std::lock_guard<std::mutex> lock(mutex_);

@@ -7,8 +7,8 @@
 
 namespace sact {
 
-constexpr int kFewRows = 20;          // that cost no less than this many, since weights are read anyway
-constexpr size_t kL1 = 128 * 1024;    // bytes of a panel's weights that stay near while all tiles use them
+constexpr int kFewRows = 20;         // fewer cost as much as these, since weights are read anyway
+constexpr size_t kNear = 128 * 1024; // bytes of a panel's weights that stay in a core's cache while all tiles use them
 
 // Whether tiles take less work than `count` outputs one by one.
 inline bool tiles_pay(const Conv &conv, int count, int tiles) {
@@ -108,7 +108,7 @@ void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target
             const size_t matrix = size_t(conv.depth) * columns;
             const float *weights = conv.tile_weights() + panel * kPanel * size_t(conv.depth) * kProducts;
             // Weights that stay near are used strip by strip, others are read once.
-            const int at_once = sizeof(float) * matrix * kProducts <= kL1 ? kProducts : 1;
+            const int at_once = sizeof(float) * matrix * kProducts <= kNear ? kProducts : 1;
             for (int p = 0; p < kProducts; p += at_once)
                 for (int i = 0; i < strips; i++) {
                     const int m = part(length, strips, i), end = part(length, strips, i + 1);
