@@ -47,7 +47,8 @@ def write_report(kept: Path, out: Path, names: Sequence[str]) -> None:
     limits, parts = kept / "limits.json", kept / "parts.json"
     roofline = ""
     if limits.is_file() and parts.is_file():
-        roofline = roofline_note(Limits(**json.loads(limits.read_text())), json.loads(parts.read_text())["measured"])
+        measured = json.loads(parts.read_text())["measured"]
+        roofline = roofline_note(Limits(**json.loads(limits.read_text())), measured, results.get(measured[0]["row"]))
     write_text(out / "cpu.md", page(results, roofline))
     if out.resolve() == HERE and HEADLINE_ROW in results:
         fill(HERE.parent / "README.md", "cpu", headline(results))
@@ -177,7 +178,7 @@ def peers_table(results: dict[str, Any]) -> str:
     ]
     for row, result in results.items():
         by_name = {one["name"]: one for one in result["rows"]}
-        cells = [*network_and_images(row), f"{result['plain_flops'] / 1e9:.3g}"]
+        cells = [*network_and_images(row), short(result["plain_flops"] / 1e9)]
         for name in names:
             cell = times(by_name[name]) if name in by_name else ""
             cells.append(f"**{cell}**" if name == result["fastest_peer"] else cell)
@@ -251,7 +252,7 @@ def large_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def roofline_note(limits: Limits, measured: list[dict[str, Any]]) -> str:
+def roofline_note(limits: Limits, measured: list[dict[str, Any]], result: dict[str, Any] | None) -> str:
     """Bytes and FLOPs per block, the limit they set, and how far the engine is from it."""
     texts = [
         f"{measured[0]['row']}. A large matrix product reached {limits.gflops:.0f} GFLOP/s here, reading from memory "
@@ -282,6 +283,10 @@ def roofline_note(limits: Limits, measured: list[dict[str, Any]]) -> str:
         least, taken = total
         lines.append(f"| all | | | | | {1e3 * least:.2f} | | {1e3 * taken:.2f} | {least / taken:.0%} |")
         texts.append("\n".join(lines))
+        peer = next((row for row in result["rows"] if row["name"] == result["fastest_peer"]), None) if result else None
+        if peer is not None:
+            realised = one["share"] * peer["milliseconds"]["median"] / (1e3 * least)
+            texts.append(f"At the limit the realised share against {peer['name']} would be {realised:.1%}.")
     return "\n\n".join(texts)
 
 
