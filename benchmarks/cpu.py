@@ -143,6 +143,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         batches,
         row.forcings,
         engines=options.engines.split(","),
+        # Those of the row; misspelt ones too, so that they are refused.
         peers=[name for name in options.peers.split(",") if name and (name in row.peers or name not in PEERS)],
         threads=options.threads,
         seconds=options.seconds or row.seconds,

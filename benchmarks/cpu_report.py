@@ -61,6 +61,11 @@ def network_and_images(name: str) -> tuple[str, str]:
     return network, images
 
 
+def fastest_peer(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The measurements of the peer that the others are held against; None where none was timed."""
+    return next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+
+
 def headline(results: dict[str, Any]) -> str:
     """What the README says: one network and input, every share."""
     result = results[HEADLINE_ROW]
@@ -72,7 +77,7 @@ def headline(results: dict[str, Any]) -> str:
                 f"| {one['share']:.1%} | {times['median']:.1f} ms ({times['lower_quartile']:.1f} to "
                 f"{times['upper_quartile']:.1f}) | {one['speed_up']:.2f} | {one['realised_share']:.1%} |"
             )
-    peer = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+    peer = fastest_peer(result)
     if peer is None:
         return "\n".join(lines)
     lines.append(
@@ -195,7 +200,7 @@ def ours_table(results: dict[str, Any]) -> str:
         "|---" * 10 + "|",
     ]
     for row, result in results.items():
-        fastest = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+        fastest = fastest_peer(result)
         for one in result["rows"]:
             if one["kind"] == "peer" or one["name"] == "masked" or not one["milliseconds"]:
                 continue
@@ -239,12 +244,12 @@ def large_table(results: dict[str, Any]) -> str:
         count, height, width = map(int, images.split("x"))
         if network != LARGE_NETWORK or count > 1:
             continue
-        peer = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+        peer = fastest_peer(result)
         for one in result["rows"]:
             if one["name"] != "native" or one["wanted_share"] != LARGE_SHARE or not one["milliseconds"]:
                 continue
             pixels = height * width / 1e6
-            memory = [each and each["memory"] for each in (one, peer)]
+            memory = [one["memory"], peer["memory"] if peer else None]
             cells = [network, images, f"{one['share']:.1%}", f"{pixels:.2f}", times(one)]
             cells.append(f"{one['milliseconds']['median'] / pixels:.0f}")
             cells += [f"{each / 2**20:.0f}" if each is not None else "" for each in memory]
@@ -283,9 +288,10 @@ def roofline_note(limits: Limits, measured: list[dict[str, Any]], result: dict[s
         least, taken = total
         lines.append(f"| all | | | | | {1e3 * least:.2f} | | {1e3 * taken:.2f} | {least / taken:.0%} |")
         texts.append("\n".join(lines))
-        peer = next((row for row in result["rows"] if row["name"] == result["fastest_peer"]), None) if result else None
-        if peer is not None:
-            realised = one["share"] * peer["milliseconds"]["median"] / (1e3 * least)
+        peer = fastest_peer(result) if result else None
+        if result and peer:
+            share = sum(held["flops"] for held in one["parts"]) / result["plain_flops"]
+            realised = share * peer["milliseconds"]["median"] / (1e3 * least)
             texts.append(f"At the limit the realised share against {peer['name']} would be {realised:.1%}.")
     return "\n\n".join(texts)
 
@@ -299,7 +305,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for name, result in results.items():
         if not name.startswith(PLOTTED):
             continue
-        fastest = next((one for one in result["rows"] if one["name"] == result["fastest_peer"]), None)
+        fastest = fastest_peer(result)
         if fastest is None:
             continue
         dates.add(result["conditions"]["date"])

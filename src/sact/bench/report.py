@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -36,12 +37,10 @@ def cores() -> int | None:
 
 def processor() -> str:
     """The processor's name."""
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the platform's own name has to do
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: the platform's own name has to do
     return platform.processor() or platform.machine()
 
 

@@ -50,14 +50,16 @@ def prepare(model: Network, freeze: bool = False) -> Run:
 
     At inference norms are folded into convolutions, again whenever the weights have changed, unless they are frozen.
     """
-    folded: dict[Block, tuple[Watch, list[Chains]]] = {}
+    folded: dict[Block, tuple[Watch | None, list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
         if torch.is_grad_enabled():
             return read_chains(block)
-        if block not in folded or not (freeze or folded[block][0].unchanged()):
-            folded[block] = (Watch(block), read_chains(block, fold=True))
-        return folded[block][1]
+        watch, chains = folded.get(block, (None, None))
+        if chains is None or (watch is not None and not watch.unchanged()):
+            chains = read_chains(block, fold=True)
+            folded[block] = None if freeze else Watch(block), chains
+        return chains
 
     def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
         # Before looking through the block's norms, which takes longer than a small block's units.

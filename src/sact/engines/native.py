@@ -368,18 +368,18 @@ def prepare(model: Network, freeze: bool = False) -> Run:
     """
     library()
     otherwise = gather.prepare(model, freeze)
-    packed: tuple[Watch, list[nn.BatchNorm2d], Packed | None] | None = None
+    packed: tuple[Watch | None, list[nn.BatchNorm2d], Packed | None] | None = None
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         nonlocal packed
         if not fits(images):
             return otherwise(images, keep_distribution=keep_distribution)
         current = packed
-        if current is None or not (freeze or current[0].unchanged()):
+        if current is None or (current[0] is not None and not current[0].unchanged()):
             norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
             if any(norm.training for norm in norms):  # do not pack what the next step changes again
                 return otherwise(images, keep_distribution=keep_distribution)
-            current = Watch(model), norms, pack(model)
+            current = None if freeze else Watch(model), norms, pack(model)
             packed = current
         _, norms, kernel = current
         # A norm in training mode has statistics over all positions.

@@ -2,8 +2,8 @@
 #pragma once
 #include <algorithm>
 
-#include "winograd.h"
 #include "model.h"
+#include "winograd.h"
 
 namespace sact {
 
@@ -351,25 +351,7 @@ class BlockRun {
         constexpr int kPiece = 32;
         auto work = [&](int a, int b) {
             float h[kPiece] = {};
-            int image = -1, end = 0; // the image of this row, and the first row of the next
-            if (!images && score) {
-                for (int m = a; m < b;) {
-                    const int row = active[m];
-                    if (row >= end) {
-                        image = row / area;
-                        end = (image + 1) * area;
-                    }
-                    int beside = 1;
-                    if (m + kBeside <= b && active[m + kBeside - 1] == row + kBeside - 1 && inner_until(row, kBeside)) {
-                        local_inner<kBeside>(*score, row, &h[m - a]);
-                        beside = kBeside;
-                    } else {
-                        h[m - a] = local(*score, row);
-                    }
-                    for (const int last = m + beside; m < last; m++) h[m - a] += global[image];
-                }
-                sigmoid(h, b - a);
-            }
+            if (!images && score) score_rows(*score, a, b, h);
             for (int m = a; m < b; m++) {
                 const int row = active[m];
                 float weight;
@@ -399,6 +381,28 @@ class BlockRun {
     }
     std::vector<float> weights_; // of images
     std::vector<uint8_t> on_;
+
+    // The scores of active positions from the a-th to the b-th; `h` holds whole vectors.
+    void score_rows(const Score &score, int a, int b, float *h) const {
+        const Index &active = s_.sites.active();
+        int image = -1, end = 0; // the image of this row, and the first row of the next
+        for (int m = a; m < b;) {
+            const int row = active[m];
+            if (row >= end) {
+                image = row / out_.area();
+                end = (image + 1) * out_.area();
+            }
+            int beside = 1;
+            if (m + kBeside <= b && active[m + kBeside - 1] == row + kBeside - 1 && inner_until(row, kBeside)) {
+                local_inner<kBeside>(score, row, &h[m - a]);
+                beside = kBeside;
+            } else {
+                h[m - a] = local(score, row);
+            }
+            for (const int last = m + beside; m < last; m++) h[m - a] += s_.global.data()[image];
+        }
+        sigmoid(h, b - a);
+    }
 
     // In place; what is read and written is whole vectors.
     static void sigmoid(float *values, int count) {

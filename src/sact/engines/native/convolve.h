@@ -16,8 +16,8 @@ constexpr int kShares = 2;
 #else
 constexpr int kShares = 16; // into which a batch is cut at least, where it has as many images
 #endif
-constexpr size_t kL3 = 32 << 20;   // bytes of weights that several cores can read over and over
-constexpr double kSmall = 40000;   // multiply-adds below which a step is not worth sharing out
+constexpr size_t kL3 = 32 << 20; // bytes of weights that several cores can read over and over
+constexpr double kSmall = 40000; // multiply-adds below which a step is not worth sharing out
 
 // Floats from one row to the next: not a multiple of the distance at which addresses share a set of the first cache.
 inline int row_stride(int channels) {

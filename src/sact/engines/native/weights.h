@@ -12,7 +12,6 @@
 namespace sact {
 
 constexpr int kMaxTaps = 49;
-constexpr int kMaxProducts = 25; // of a tile of 2x2 outputs, see winograd.h
 
 inline int padded(int channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
 
