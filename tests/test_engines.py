@@ -184,13 +184,11 @@ def test_sact_executes_the_flops_it_counts(small, always_perforated, name: str) 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _, ponder = fast(images, return_ponder=True)
     assert all(block.units.max() == block.max_units for block in ponder.blocks), "every unit is reached somewhere"
-    # Where a block has more channels than a kernel has taps, scores are multiplied before they are gathered, at the
-    # dilated positions and for the row of zeros: a little more than is counted.
+    # Scores are multiplied before they are gathered, at the dilated positions: a little more than is counted.
     dilated = sum(
-        int((dilate(block.units >= index, 1).sum() + 1 - (block.units >= index).sum()) * unit.score_local)
-        for block, channels in zip(ponder.blocks, model.feature_channels, strict=True)
+        int((dilate(block.units >= index, 1).sum() - (block.units >= index).sum()) * unit.score_local)
+        for block in ponder.blocks
         for index, unit in enumerate(block.description.units, start=1)
-        if channels >= 9
     )
     assert counter.get_total_flops() == ponder.flops.sum() + dilated
     with torch.no_grad(), FlopCounterMode(display=False) as dense:
@@ -243,8 +241,9 @@ def test_sact_stops_where_all_have_halted(small, monkeypatch: pytest.MonkeyPatch
     model = small("resnet", units=[5])
     force_halting(model, 50.0)
     listed: list[int] = []
-    perforated = gather.perforated
-    monkeypatch.setattr(gather, "perforated", lambda *args: listed.append(len(args[-1])) or perforated(*args))
+    convolve = gather.convolve
+    monkeypatch.setattr(gather, "convolve", lambda *args, **kw: listed.append(len(args[1])) or convolve(*args, **kw))
+    monkeypatch.setattr(gather, "perforated", None)
     with torch.no_grad():
         sact.compile(model, "gather")(torch.randn(2, 3, 32, 32))
     assert listed == [2 * 8 * 8]  # the first unit's score, nothing after it

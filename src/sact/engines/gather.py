@@ -1,13 +1,13 @@
-"""Perforated evaluation in plain PyTorch: gather active positions, multiply, scatter. Any device, differentiable.
+"""Perforated evaluation in PyTorch: only active positions are normalised, gathered and multiplied. It trains.
 
 States live as rows [P, C], one row per position of the batch (P = N H W): a channels-last picture read as a matrix. A
-convolution at listed positions gathers k x k rows for each and is one matrix product.
+convolution at listed positions reads k x k rows for each and is one matrix product, see `ops.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,27 @@ from torch import Tensor, nn
 
 from .. import halting
 from ..block import Block
-from ..flops import dilate
 from ..folding import fold_norms
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
 from ..units import Stage, describe
 from . import Run
+from .perforated import Positions, convolve, is_plain, perforated
 from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.network import Network
 
 DENSE_SHARE = 0.5
-"""Share of active positions above which a unit runs dense: there gathering costs more than it saves."""
+"""Share of active positions above which a unit runs dense at inference: there gathering costs more than it saves."""
+
+DENSE_TRAINING_SHARE = 1.0
+"""The same of training."""
 
 SMALL_INPUT = 1 << 17
 """Numbers in a block's input below which it runs by the definition: gathering so little costs more than it saves."""
+
+NormStatistics = Literal["all", "active"]
 
 
 class Chains(NamedTuple):
@@ -45,15 +50,17 @@ class Chains(NamedTuple):
     score: tuple[Stage, ...] | None
 
 
-def prepare(model: Network, freeze: bool = False) -> Run:
+def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
     """Evaluate the blocks of a network at active positions (SACT) or images (ACT) only.
 
     At inference norms are folded into convolutions, again whenever the weights have changed, unless they are frozen.
+    Norms in training mode take their statistics over all positions, hence a block with such runs by the definition;
+    with "active" a SACT block is perforated all the same, and they are over the positions that are read.
     """
     folded: dict[Block, tuple[Watch | None, list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _trains(block):
             return read_chains(block)
         watch, chains = folded.get(block, (None, None))
         if chains is None or (watch is not None and not watch.unchanged()):
@@ -62,11 +69,13 @@ def prepare(model: Network, freeze: bool = False) -> Run:
         return chains
 
     def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
-        # Before looking through the block's norms, which takes longer than a small block's units.
-        if block.halting == "none" or (block.halting == "sact" and x.numel() < SMALL_INPUT):
+        if block.halting == "none":
             return block(x, keep_distribution)
-        if any(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
-            return block(x, keep_distribution)  # statistics are over all positions
+        if norm_statistics == "active" and block.halting == "sact" and _trains(block):
+            return run_positions(block, chains_of(block), x, keep_distribution)
+        # Before looking through the block's norms, which takes longer than a small block's units.
+        if (block.halting == "sact" and x.numel() < SMALL_INPUT) or _trains(block):
+            return block(x, keep_distribution)
         if block.halting == "act":
             return run_images(block, x, keep_distribution)
         return run_positions(block, chains_of(block), x, keep_distribution)
@@ -77,12 +86,16 @@ def prepare(model: Network, freeze: bool = False) -> Run:
     return run
 
 
+def _trains(block: Block) -> bool:
+    return any(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
+
+
 def read_chains(block: Block, fold: bool = False) -> list[Chains]:
     """The described chains of a SACT block, one entry per unit; with norms folded if asked for."""
     chains = []
     for unit, head in zip(block.units, [*block.scores, None], strict=True):
         stages = unit.stages()
-        branch = stages if unit.keeps_state and all(_is_plain(stage.conv) for stage in stages) else None
+        branch = stages if unit.keeps_state and all(is_plain(stage.conv) for stage in stages) else None
         if branch is not None and fold:
             branch = fold_norms(branch)
         chains.append(Chains(branch, describe(head.local()) if isinstance(head, PositionScore) else None))
@@ -117,36 +130,59 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
 def run_positions(
     block: Block, chains: Sequence[Chains], x: Tensor, keep_distribution: bool
 ) -> tuple[Tensor, BlockPonder]:
-    """SACT: each unit, score and weighted sum is evaluated at the active positions only."""
+    """SACT: each unit and score is evaluated at the active positions only.
+
+    The output, the sum of p^l x^l, is accumulated as x^1 + sum of R^l (x^l - x^{l-1}), R^l being the remainder before
+    unit l: the same, since the p^l from l on sum to R^l, and it reads nothing but what a unit has just added.
+
+    While gradients are recorded the states of positions that nothing will read again are let go, so that what is kept
+    for the backward pass falls with the share, too.
+    """
     in_size = x.shape[-2:]
     x = block.units[0](x)
     count, channels, height, width = x.shape
     area = height * width
     state = halting.start(x[:, 0])
-    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
     wide = state.remainder.dtype
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    held: Tensor | None = None  # the positions that the rows stand for, None for all
+    output = rows.to(wide, copy=True)
     mean = x.mean((2, 3), dtype=wide)  # for the global score; later units update it with what they change
-    output = torch.zeros_like(rows, dtype=wide)
     weights: list[Tensor] = []
+    recording, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
+    lets_go = recording and not compiling and all(chain.branch is not None for chain in chains[1:])
+    dense_share = _dense_share(block)
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
-        listed = state.active.flatten().nonzero()[:, 0]
-        if not len(listed):
+        positions = Positions(state.active)
+        listed = positions.at(0)
+        if not compiling and not len(listed):
             break
         if unit is not block.units[0]:
-            if chain.branch is None or len(listed) > DENSE_SHARE * len(rows):
+            at = listed.clamp(min=0) if compiling else listed
+            dense = held is None and not compiling and len(listed) > dense_share * len(rows)
+            if chain.branch is None or dense:
                 picture = unit(_as_picture(rows, count, height, width), state.active)
-                rows, mean = picture.permute(0, 2, 3, 1).reshape(-1, channels), picture.mean((2, 3), dtype=wide)
+                changed = picture.permute(0, 2, 3, 1).reshape(-1, channels)
+                output = output + (state.remainder * state.active).flatten()[:, None] * (changed - rows)
+                rows, mean = changed, picture.mean((2, 3), dtype=wide)
             else:
-                residual = perforated(chain.branch, rows, state.active, listed)
-                rows = _add_rows(rows, listed, residual)
-                mean = mean.index_add(0, listed // area, residual.to(wide) / area)
+                residual = perforated(chain.branch, rows, held, positions)
+                output.index_add_(0, at, state.remainder.flatten().index_select(0, at)[:, None] * residual)
+                mean = mean + _image_sums(residual.to(wide), at // area, count) / area
+                if lets_go:
+                    wanted = positions.at(max(stages[0].in_reach for stages in chain if stages))
+                    rows = rows.index_select(0, positions.table(held, wanted, 1)[:, 0])
+                    held = wanted
+                elif recording:
+                    rows = rows.clone()
+                place = at if held is None else positions.table(held, listed, 1)[:, 0]
+                rows.index_add_(0, place, residual.to(rows.dtype))
         score = None
         if head is not None and chain.score is not None:
-            local = perforated(chain.score, rows, state.active, listed)[:, 0]
-            logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[listed // area]
-            score = block.decide(_place(to_score(logit), listed, state.remainder), index)
+            local = _local_logits(chain.score[0], rows, held, positions)
+            logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[:, None, None]
+            score = block.decide(to_score(logit), index)
         state, weight = halting.step(state, score, block.eps)
-        output = _add_rows(output, listed, weight.flatten()[listed][:, None] * rows[listed])
         if keep_distribution:
             weights.append(weight)
     distribution = _stack(weights, len(block.units)) if keep_distribution else None
@@ -154,80 +190,47 @@ def run_positions(
     return picture, block.ponder(state, in_size, (height, width), distribution)
 
 
-def perforated(stages: Sequence[Stage], rows: Tensor, active: Tensor, listed: Tensor) -> Tensor:
-    """Evaluate a chain of stages at the active positions, and at their neighbours where a later stage reads those.
+def _as_picture(rows: Tensor, count: int, height: int, width: int) -> Tensor:
+    return rows.view(count, height, width, -1).permute(0, 3, 1, 2)
 
-    Args:
-        stages: stride-1 convolutions with zero padding and the position-wise layers before them.
-        rows: states [P, C] of all positions.
-        active: bool [N, H, W], P = N H W.
-        listed: indices of the active positions, int64 [A], ascending.
 
-    Returns:
-        [A, C'], exactly the dense chain's values there.
+def _dense_share(block: Block) -> float:
+    if not torch.is_grad_enabled():
+        return DENSE_SHARE
+    return 1.0 if _trains(block) else DENSE_TRAINING_SHARE
 
-    Source: section 3.2, the perforated convolutional layer.
+
+def _local_logits(stage: Stage, rows: Tensor, held: Tensor | None, positions: Positions) -> Tensor:
+    """The score head's 3x3 convolution, [N, H, W]; right at active positions, arbitrary elsewhere.
+
+    There is one output, hence each row is first multiplied by the weights of all taps, and the products are gathered:
+    that moves k k numbers per position instead of k k C.
     """
-    listed_at = {0: listed}
-
-    def listing(reach: int) -> Tensor:
-        if reach not in listed_at:
-            listed_at[reach] = dilate(active, reach).flatten().nonzero()[:, 0]
-        return listed_at[reach]
-
-    values = rows[listing(stages[0].in_reach)]
-    for stage in stages:
-        for layer in stage.pointwise:
-            values = _pointwise(layer, values)
-        if stage.in_reach == stage.reach:
-            values = F.linear(values, stage.conv.weight.flatten(1), stage.conv.bias)
-        else:
-            neighbours = _neighbours(listing(stage.in_reach), listing(stage.reach), active.shape, stage.conv)
-            values = _convolve(values, neighbours, stage.conv)
-    return values
-
-
-def _convolve(values: Tensor, neighbours: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A k x k convolution of rows [B, C] at the positions whose neighbours are listed, [A, k k] -> [A, C']."""
-    values = torch.cat([values, values.new_zeros(1, values.shape[1])])
-    taps = conv.weight.permute(2, 3, 0, 1).flatten(0, 1)  # [k k, C', C]
-    if conv.out_channels * len(taps) > conv.in_channels:
-        return F.linear(values[neighbours].flatten(1), taps.transpose(0, 1).flatten(1), conv.bias)
-    # Few outputs (a score has one): multiplying before gathering moves k k C' numbers per position instead of k k C.
-    products = F.linear(values, taps.flatten(0, 1)).view(-1, conv.out_channels)
-    rows = neighbours * len(taps) + torch.arange(len(taps), device=neighbours.device)
-    result = products[rows].sum(1)
-    return result if conv.bias is None else result + conv.bias
+    conv = stage.conv
+    kernel, margin = conv.kernel_size[0], conv.kernel_size[0] // 2
+    count, height, width = positions.active.shape
+    read = positions.at(stage.in_reach)
+    table = None if held is read else positions.table(held, read, 1)
+    if held is not read and any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in stage.pointwise):
+        rows, table = rows.index_select(0, table[:, 0].clamp(min=0)), None
+    taps = conv.weight[0].permute(1, 2, 0).reshape(-1, conv.in_channels, 1, 1)
+    products = convolve(stage, rows, table, listed=read, weight=taps)
+    spread = products.new_zeros(count * height * width, kernel * kernel)
+    spread = spread.index_add(0, read.clamp(min=0), products)
+    spread = F.pad(spread.view(count, height, width, -1), (0, 0, *(margin,) * 4))
+    logits = sum(
+        spread[:, tap // kernel :, tap % kernel :, tap][:, :height, :width] for tap in range(kernel * kernel)
+    )
+    assert isinstance(logits, Tensor)
+    return logits if conv.bias is None else logits + conv.bias
 
 
-def _neighbours(at: Tensor, wanted: Tensor, shape: Sequence[int], conv: nn.Conv2d) -> Tensor:
-    """For each wanted position its k x k neighbours as row numbers of a list of values at `at`, [len(wanted), k k].
-
-    Outside the image, and where there is no value, the number is len(at): a row of zeros is to stand there.
-    """
-    count, height, width = shape
-    kernel = conv.kernel_size[0]
-    margin = kernel // 2
-    row_of = at.new_full((count, height, width), len(at))
-    row_of.view(-1)[at] = torch.arange(len(at), device=at.device)
-    row_of = F.pad(row_of, (margin,) * 4, value=len(at))
-    pitch = width + 2 * margin
-    image, y, x = wanted // (height * width), wanted // width % height, wanted % width
-    corner = (image * (height + 2 * margin) + y) * pitch + x
-    steps = torch.arange(kernel, device=at.device)
-    return row_of.flatten()[corner[:, None] + (steps[:, None] * pitch + steps).flatten()]
-
-
-def _pointwise(layer: nn.Module, values: Tensor) -> Tensor:
-    if isinstance(layer, nn.BatchNorm2d):
-        return F.batch_norm(values, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
-    return layer(values)
-
-
-def _add_rows(rows: Tensor, listed: Tensor, values: Tensor) -> Tensor:
-    """rows[listed] += values; in place at inference, where no one else holds the rows."""
-    values = values.to(rows.dtype)
-    return rows.index_add(0, listed, values) if torch.is_grad_enabled() else rows.index_add_(0, listed, values)
+def _image_sums(values: Tensor, image: Tensor, count: int) -> Tensor:
+    """Sums [count, C] of the rows [A, C] of each image."""
+    if not values.is_cuda:
+        return values.new_zeros(count, values.shape[1]).index_add(0, image, values)
+    # There index_add would add in an order of its own.
+    return (image == torch.arange(count, device=image.device)[:, None]).to(values.dtype) @ values
 
 
 def _place(values: Tensor, listed: Tensor, like: Tensor) -> Tensor:
@@ -235,22 +238,6 @@ def _place(values: Tensor, listed: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).flatten().index_put((listed,), values.to(like.dtype)).view_as(like)
 
 
-def _as_picture(rows: Tensor, count: int, height: int, width: int) -> Tensor:
-    return rows.view(count, height, width, -1).permute(0, 3, 1, 2)
-
-
 def _stack(weights: list[Tensor], length: int) -> Tensor:
     """Weights of the units that ran as a halting distribution of all L units."""
     return torch.stack([*weights, *[torch.zeros_like(weights[0])] * (length - len(weights))], 1)
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    kernel = conv.kernel_size[0]
-    return (
-        conv.kernel_size == (kernel, kernel)
-        and kernel % 2 == 1
-        and conv.stride == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding == (kernel // 2, kernel // 2)
-    )

@@ -1,0 +1,292 @@
+"""Perforated convolution as PyTorch operators: differentiable, and whole to torch.compile.
+
+States are rows [B, C], one per position. A table `rows` [A, K] says which of them the K = k x k taps of each output
+read, -1 standing for zero padding; a whole row of -1 stands for no output. Lists of positions have as many entries as
+there are positions when torch.compile fixes their length, and such rows at their end, which cost nothing.
+
+`sact::perforated_conv` normalises, activates, gathers and multiplies, and keeps no more for the backward pass than its
+input: that pass normalises and gathers again. On CUDA it runs the Triton kernels of `kernels.py`; the plain PyTorch
+here serves every other device, and is what the kernels are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+CHUNK = 1 << 21
+"""Numbers that a 1x1 convolution gathers at a time."""
+
+
+@torch.library.custom_op("sact::perforated_conv", mutates_args=())
+def perforated_conv(
+    values: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """A convolution, at listed positions, of normalised and activated values.
+
+    Args:
+        values: [B, C], floating point.
+        rows: int64 [A, K], which of the values each tap reads, -1 for padding; no tap reads a value twice. None: each
+            output reads the value of its own row (K = 1, A = B).
+        weight: [C', C, k, k], k k = K; its dtype is that of the product and the result.
+        bias: [C'], or None.
+        scale: [C] float32 (or float64), with `shift` the norm before the convolution; None without one.
+        shift: [C].
+        relu: whether a ReLU follows the norm.
+
+    Returns:
+        [A, C'].
+
+    Source: section 3.2, the perforated convolutional layer.
+    """
+    if values.is_cuda:
+        from . import kernels
+
+        return kernels.conv(values, rows, weight, bias, scale, shift, relu)
+    taps = _taps(weight)
+    count = used(rows, len(values))
+    result = weight.new_empty(len(values) if rows is None else len(rows), len(weight))
+    result[count:] = 0
+    if rows is None or rows.shape[1] == 1:
+        for part in _parts(count, values.shape[1]):
+            read = _activated(_read(values, rows, part), scale, shift, relu, weight.dtype)
+            _multiply(read, taps[0], bias, result[part])
+    else:
+        activated = _activated(values, scale, shift, relu, weight.dtype)
+        for tap, read in enumerate(_each_tap(activated, rows[:count])):
+            if tap == 0:
+                _multiply(read, taps[0], bias, result[:count])
+            else:
+                result[:count].addmm_(read, taps[tap])
+    return result
+
+
+@perforated_conv.register_fake
+def _(
+    values: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    return weight.new_empty(values.shape[0] if rows is None else rows.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("sact::perforated_conv_backward", mutates_args=())
+def perforated_conv_backward(
+    grad: Tensor,
+    values: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    wants: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `perforated_conv`.
+
+    Args:
+        grad: of the result, [A, C'].
+        values: and the others: as it was called.
+        wants: which gradients are needed: of values, weight, and norm.
+
+    Returns:
+        Gradients of values [B, C], weight [C', C, k, k], and (scale, shift) [2, C]; empty ones where not wanted.
+    """
+    if values.is_cuda:
+        from . import kernels
+
+        return kernels.conv_backward(grad, values, rows, weight, scale, shift, relu, wants)
+    grad = grad.contiguous()
+    taps = _taps(weight)
+    count = used(rows, len(values))
+    by_values, by_weight, by_norm = _empty_gradients(values, weight, scale, wants)
+    by_taps = torch.zeros(len(taps), len(weight), weight.shape[1], dtype=wide_type(weight.dtype))
+    if rows is None or rows.shape[1] == 1:
+        if rows is not None:
+            by_values.zero_()
+        for part in _parts(count, values.shape[1]):
+            raw = _read(values, rows, part)
+            read = _activated(raw, scale, shift, relu, weight.dtype)
+            if wants[1]:
+                _accumulate(by_taps[0], grad[part], read)
+            if wants[0] or wants[2]:
+                below = _through_norm(grad[part] @ taps[0].T, raw, read, scale, relu, by_norm)
+                if wants[0] and rows is None:
+                    by_values[part] = below
+                elif wants[0] and rows is not None:
+                    by_values.index_add_(0, rows[part, 0], below.to(values.dtype))
+    else:
+        activated = _activated(values, scale, shift, relu, weight.dtype)
+        if wants[1]:
+            for tap, read in enumerate(_each_tap(activated, rows[:count])):
+                _accumulate(by_taps[tap], grad[:count], read)
+        if wants[0] or wants[2]:
+            below = torch.zeros_like(activated)
+            for tap, read in enumerate(_each_tap(grad, reverse(rows[:count], len(values)))):
+                below.addmm_(read, taps[tap].T)
+            below = _through_norm(below, values, activated, scale, relu, by_norm)
+            if wants[0]:
+                by_values.copy_(below)
+    if wants[1]:
+        by_weight.copy_(by_taps.permute(1, 2, 0).reshape(weight.shape))
+    return by_values, by_weight, by_norm
+
+
+@perforated_conv_backward.register_fake
+def _(
+    grad: Tensor,
+    values: Tensor,
+    rows: Tensor | None,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    wants: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(values, weight, scale, wants)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    values, rows, weight, _, scale, shift, relu = inputs
+    ctx.save_for_backward(values, rows, weight, scale, shift)
+    ctx.relu = relu
+
+
+def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    values, rows, weight, scale, shift = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wants = [needs[0], needs[2], needs[4] or needs[5]]
+    by_values, by_weight, by_norm = perforated_conv_backward(grad, values, rows, weight, scale, shift, ctx.relu, wants)
+    return (
+        by_values if needs[0] else None,
+        None,
+        by_weight if needs[2] else None,
+        grad.sum(0) if needs[3] else None,
+        by_norm[0] if needs[4] else None,
+        by_norm[1] if needs[5] else None,
+        None,
+    )
+
+
+perforated_conv.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.sact.perforated_conv)
+def _conv_flops(values, rows, weight, *rest, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
+    return 2 * int(out_shape[0]) * math.prod(weight)
+
+
+@register_flop_formula(torch.ops.sact.perforated_conv_backward)
+def _conv_backward_flops(grad, values, rows, weight, scale, shift, relu, wants, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    return 2 * int(grad[0]) * math.prod(weight) * (int(wants[0] or wants[2]) + int(wants[1]))
+
+
+def used(rows: Tensor | None, length: int) -> int:
+    """How many of the outputs there are: the rows of a table up to the last that is not all -1."""
+    if rows is None:
+        return length
+    if not len(rows) or bool((rows[-1] >= 0).any()):
+        return len(rows)
+    found = (rows >= 0).any(1).nonzero()
+    return int(found[-1]) + 1 if len(found) else 0
+
+
+def reverse(rows: Tensor, length: int) -> Tensor:
+    """The table of the backward pass: which output each value went to by each tap, -1 for none. [length, K]."""
+    taps = rows.shape[1]
+    # Whatever was padding lands in one row more, which is cut off.
+    table = rows.new_full((length + 1, taps), -1)
+    at = torch.where(rows < 0, length, rows) * taps + torch.arange(taps, device=rows.device)
+    table.view(-1)[at] = torch.arange(len(rows), device=rows.device)[:, None].expand_as(at)
+    return table[:length]
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """What sums over many positions are held in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _empty_gradients(
+    values: Tensor, weight: Tensor, scale: Tensor | None, wants: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        values.new_empty(values.shape if wants[0] else 0),
+        weight.new_empty(weight.shape if wants[1] else 0),
+        values.new_empty(0) if scale is None or not wants[2] else scale.new_zeros(2, len(scale)),
+    )
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """[C', C, k, k] to [k k, C, C']: what the rows read by each tap are multiplied by."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 1)
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    step = max(64, CHUNK // width)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _read(values: Tensor, rows: Tensor | None, part: slice) -> Tensor:
+    return values[part] if rows is None else values.index_select(0, rows[part, 0])
+
+
+def _each_tap(values: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """What each tap reads, [A, C], always in the same memory."""
+    padded = torch.cat([values.new_zeros(1, values.shape[1]), values])
+    read = values.new_empty(len(rows), values.shape[1])
+    for at in (rows.T + 1).contiguous():
+        yield torch.index_select(padded, 0, at, out=read)
+
+
+def _activated(
+    values: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    if scale is not None:
+        assert shift is not None
+        values = torch.addcmul(shift, values.to(scale.dtype), scale)
+        values = values.relu_() if relu else values
+    elif relu:
+        values = values.relu()
+    return values.to(dtype)
+
+
+def _multiply(picked: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(picked, matrix, out=out)
+    else:
+        torch.addmm(bias.to(matrix.dtype), picked, matrix, out=out)
+
+
+def _accumulate(total: Tensor, grad: Tensor, picked: Tensor) -> None:
+    if total.dtype == picked.dtype:
+        total.addmm_(grad.T, picked)
+    else:
+        total += grad.T @ picked
+
+
+def _through_norm(
+    grad: Tensor, raw: Tensor, activated: Tensor, scale: Tensor | None, relu: bool, by_norm: Tensor
+) -> Tensor:
+    """The gradient of activated values as that of raw ones; adds to the norm's own if it is not empty."""
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, activated, 0)
+    if scale is None:
+        return grad
+    grad = grad.to(scale.dtype)
+    if by_norm.numel():
+        by_norm[0] += (grad * raw).sum(0)
+        by_norm[1] += grad.sum(0)
+    return grad.mul_(scale)
