@@ -113,35 +113,35 @@ def perforated_conv_backward(
     taps = _taps(weight)
     count = used(rows, len(values))
     by_values, by_weight, by_norm = _empty_gradients(values, weight, scale, wants)
-    by_taps = torch.zeros(len(taps), len(weight), weight.shape[1], dtype=wide_type(weight.dtype))
     if rows is None or rows.shape[1] == 1:
-        if rows is not None:
+        if rows is not None and wants[0]:
             by_values.zero_()
+        by_tap: Tensor | None = None
         for part in _parts(count, values.shape[1]):
             raw = _read(values, rows, part)
             read = _activated(raw, scale, shift, relu, weight.dtype)
             if wants[1]:
-                _accumulate(by_taps[0], grad[part], read)
+                by_tap = _add_product(by_tap, grad[part].T, read)
             if wants[0] or wants[2]:
                 below = _through_norm(grad[part] @ taps[0].T, raw, read, scale, relu, by_norm)
                 if wants[0] and rows is None:
                     by_values[part] = below
                 elif wants[0] and rows is not None:
                     by_values.index_add_(0, rows[part, 0], below.to(values.dtype))
-    else:
-        activated = _activated(values, scale, shift, relu, weight.dtype)
         if wants[1]:
-            for tap, read in enumerate(_each_tap(activated, rows[:count])):
-                _accumulate(by_taps[tap], grad[:count], read)
-        if wants[0] or wants[2]:
-            below = torch.zeros_like(activated)
-            for tap, read in enumerate(_each_tap(grad, reverse(rows[:count], len(values)))):
-                below.addmm_(read, taps[tap].T)
-            below = _through_norm(below, values, activated, scale, relu, by_norm)
-            if wants[0]:
-                by_values.copy_(below)
+            by_weight = torch.zeros_like(by_weight) if by_tap is None else by_tap.to(weight.dtype).view(weight.shape)
+        return by_values, by_weight, by_norm
+    activated = _activated(values, scale, shift, relu, weight.dtype)
     if wants[1]:
-        by_weight.copy_(by_taps.permute(1, 2, 0).reshape(weight.shape))
+        by_taps = torch.stack([grad[:count].T @ read for read in _each_tap(activated, rows[:count])], 2)
+        by_weight = by_taps.view(weight.shape)
+    if wants[0] or wants[2]:
+        below_or_none: Tensor | None = None
+        for tap, read in enumerate(_each_tap(grad, reverse(rows[:count], len(values)))):
+            below_or_none = _add_product(below_or_none, read, taps[tap].T)
+        assert below_or_none is not None
+        below = _through_norm(below_or_none.to(weight.dtype), values, activated, scale, relu, by_norm)
+        by_values = below.to(values.dtype) if wants[0] else by_values
     return by_values, by_weight, by_norm
 
 
@@ -270,11 +270,11 @@ def _multiply(picked: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) 
         torch.addmm(bias.to(matrix.dtype), picked, matrix, out=out)
 
 
-def _accumulate(total: Tensor, grad: Tensor, picked: Tensor) -> None:
-    if total.dtype == picked.dtype:
-        total.addmm_(grad.T, picked)
-    else:
-        total += grad.T @ picked
+def _add_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
+    """total + one @ other, in float32 or wider; no total yet is zero."""
+    if total is None:
+        return (one @ other).to(wide_type(one.dtype))
+    return total.addmm_(one, other) if total.dtype == one.dtype else total.add_(one @ other)
 
 
 def _through_norm(
