@@ -404,6 +404,7 @@ def forbid_kernel(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
 @compiled
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_come_from_gather(small: MakeModel, forbid_kernel: type[Exception], kind: str) -> None:
+    torch.manual_seed(1)  # in float32 no position lies within rounding of its threshold
     model, images = small(kind=kind), torch.randn(2, 3, 33, 32)
     fast = sact.compile(model, "native")
     gradients = []

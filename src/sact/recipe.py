@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .data import create_dataset, list_datasets
+from .engines import NormStatistics
 from .errors import InputError, RecipeError
 from .models import create_model
 from .models.network import MIN_SIZE
@@ -76,7 +77,14 @@ class Recipe(BaseModel):
     norm_momentum: float | None = Field(
         None, gt=0, le=1, description="momentum of the norms' running statistics; by default the model family's"
     )
-    freeze_norms: bool = Field(False, description="keep norms in evaluation mode, as when fine-tuning a detector")
+    freeze_norms: bool = Field(
+        False, description="keep norms in evaluation mode, as when fine-tuning a detector; steps then skip what halted"
+    )
+    norm_statistics: NormStatistics = Field(
+        "all",
+        description="positions whose statistics norms take in training: all, as the authors; active: those that are "
+        "read, so that steps skip what has halted, which changes the method",
+    )
 
     precision: Precision = Field("32-true", description="of the arithmetic, as in Lightning")
     accelerator: str = Field("auto", description="cpu, cuda, mps, ..., as in Lightning")
@@ -102,6 +110,11 @@ class Recipe(BaseModel):
             raise ValueError("give either max_epochs or max_steps (and not both)")
         if self.tau > 0 and self.halting == "none":
             raise ValueError(f'tau is {self.tau}, but halting is "none"; set halting to "act" or "sact"')
+        if self.norm_statistics == "active" and (self.halting != "sact" or self.freeze_norms):
+            raise ValueError(
+                f'norm_statistics is "active", but halting is "{self.halting}" and freeze_norms {self.freeze_norms}; '
+                'it is for halting "sact" with norms that are not frozen'
+            )
         return self
 
 

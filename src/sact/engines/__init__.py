@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "masked", "gather", "native"]
 ENGINES = ("masked", "gather", "native")
 
+NormStatistics = Literal["all", "active"]
+"""Over which positions norms in training mode take their statistics: the authors' choice, or those that are read."""
+NORM_STATISTICS = ("all", "active")
+
 
 class Run(Protocol):
     """What an engine makes of a network: images in; logits (or features) and what they cost out.
 
-    An engine is a module of this package with one function, `prepare(model: Network, freeze: bool) -> Run`. It may
-    replace the evaluation of single blocks (pass a `RunBlock` to `Network.run`) or of the whole network.
+    An engine is a module of this package with one function, `prepare(model: Network, freeze: bool,
+    norm_statistics: NormStatistics) -> Run`. It may replace the evaluation of single blocks (pass a `RunBlock` to
+    `Network.run`) or of the whole network.
     """
 
     def __call__(self, images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]: ...
@@ -55,7 +60,13 @@ def _has_native() -> bool:
     return True
 
 
-def prepare(model: Network, engine: str, freeze: bool = False) -> Run:
-    """What the named engine makes of a network; with `freeze`, of one that stays as it is at the first call."""
-    run: Run = import_module(f".{engine}", __name__).prepare(model, freeze)
+def prepare(model: Network, engine: str, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+    """What the named engine makes of a network; with `freeze`, of one that stays as it is at the first call.
+
+    Raises:
+        InputError: there are no such statistics, or the engine lacks them.
+    """
+    if norm_statistics not in NORM_STATISTICS:
+        raise InputError(f'norm_statistics is "{norm_statistics}", but it must be one of {", ".join(NORM_STATISTICS)}')
+    run: Run = import_module(f".{engine}", __name__).prepare(model, freeze, norm_statistics)
     return run

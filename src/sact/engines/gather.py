@@ -7,7 +7,7 @@ convolution at listed positions reads k x k rows for each and is one matrix prod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..folding import fold_norms
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
 from ..units import Stage, describe
-from . import Run
+from . import NormStatistics, Run
 from .perforated import Positions, convolve, is_plain, perforated
 from .watch import Watch
 
@@ -34,8 +34,6 @@ DENSE_TRAINING_SHARE = 1.0
 
 SMALL_INPUT = 1 << 17
 """Numbers in a block's input below which it runs by the definition: gathering so little costs more than it saves."""
-
-NormStatistics = Literal["all", "active"]
 
 
 class Chains(NamedTuple):
@@ -155,7 +153,7 @@ def run_positions(
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         positions = Positions(state.active)
         listed = positions.at(0)
-        if not compiling and not len(listed):
+        if not recording and not compiling and not len(listed):
             break
         if unit is not block.units[0]:
             at = listed.clamp(min=0) if compiling else listed
@@ -218,9 +216,7 @@ def _local_logits(stage: Stage, rows: Tensor, held: Tensor | None, positions: Po
     spread = products.new_zeros(count * height * width, kernel * kernel)
     spread = spread.index_add(0, read.clamp(min=0), products)
     spread = F.pad(spread.view(count, height, width, -1), (0, 0, *(margin,) * 4))
-    logits = sum(
-        spread[:, tap // kernel :, tap % kernel :, tap][:, :height, :width] for tap in range(kernel * kernel)
-    )
+    logits = sum(spread[:, tap // kernel :, tap % kernel :, tap][:, :height, :width] for tap in range(kernel * kernel))
     assert isinstance(logits, Tensor)
     return logits if conv.bias is None else logits + conv.bias
 

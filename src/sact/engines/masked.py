@@ -9,12 +9,22 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..block import Block
-from . import Run
+from ..errors import InputError
+from . import NormStatistics, Run
 
 if TYPE_CHECKING:
     from ..models.network import Network
 
 
-def prepare(model: Network, freeze: bool = False) -> Run:
-    """Evaluate a network by its definition; trains, works on any device, saves no time. It keeps nothing to freeze."""
+def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+    """Evaluate a network by its definition; trains, works on any device, saves no time. It keeps nothing to freeze.
+
+    Raises:
+        InputError: norms are to take their statistics over active positions.
+    """
+    if norm_statistics != "all":
+        raise InputError(
+            f'norm_statistics is "{norm_statistics}", but the masked engine evaluates every position; use '
+            'engine="gather"'
+        )
     return partial(model.run, run_block=Block.__call__)

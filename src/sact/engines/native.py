@@ -28,7 +28,7 @@ from ..layers import PoolPadShortcut, SameConv2d, SameMaxPool2d
 from ..ponder import BlockPonder, Ponder
 from ..scores import ImageScore, PositionScore
 from ..units import Stage, Unit
-from . import Run, gather
+from . import NormStatistics, Run, gather
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -361,19 +361,18 @@ class Packed:
         return description
 
 
-def prepare(model: Network, freeze: bool = False) -> Run:
+def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
     """Run a whole network in the compiled kernel at inference; in training, and with gradients, `gather` runs.
 
     Weights are packed at the first run, and again whenever they have changed, unless they are frozen.
     """
     library()
-    otherwise = gather.prepare(model, freeze)
+    otherwise = gather.prepare(model, freeze, norm_statistics)
     packed: tuple[Watch | None, list[nn.BatchNorm2d], Packed | None] | None = None
 
-    def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+    @torch.compiler.disable
+    def run(images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
         nonlocal packed
-        if not fits(images):
-            return otherwise(images, keep_distribution=keep_distribution)
         current = packed
         if current is None or (current[0] is not None and not current[0].unchanged()):
             norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -388,7 +387,12 @@ def prepare(model: Network, freeze: bool = False) -> Run:
         model.check_images(images, finite=False)
         return kernel.run(images.resolve_neg(), keep_distribution)
 
-    return torch.compiler.disable(run)
+    def run_or_pass(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+        if torch.compiler.is_compiling() or not fits(images):
+            return otherwise(images, keep_distribution=keep_distribution)
+        return run(images, keep_distribution)
+
+    return run_or_pass
 
 
 def pack(model: Network) -> Packed | None:

@@ -251,9 +251,7 @@ def _each_tap(values: Tensor, rows: Tensor) -> Iterator[Tensor]:
         yield torch.index_select(padded, 0, at, out=read)
 
 
-def _activated(
-    values: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, dtype: torch.dtype
-) -> Tensor:
+def _activated(values: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, dtype: torch.dtype) -> Tensor:
     if scale is not None:
         assert shift is not None
         values = torch.addcmul(shift, values.to(scale.dtype), scale)

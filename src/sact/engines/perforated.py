@@ -164,7 +164,7 @@ def affine(norm: nn.BatchNorm2d, values: Tensor, listed: Tensor | None) -> tuple
     In training mode, of the statistics of these values [B, C] (without those that `listed` has as -1), by which the
     running ones are moved.
     """
-    if not norm.training:
+    if not norm.training or len(values) == 0:  # of nothing there are no statistics
         scale, shift = norm_affine(norm)
         return (scale, shift) if scale.dtype == torch.float64 else (scale.float(), shift.float())
     values = values if values.dtype == torch.float64 else values.float()

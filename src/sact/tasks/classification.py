@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines import prepare
 from ..models import Network
 from ..ponder import Ponder
 from ..recipe import Recipe
@@ -34,6 +35,8 @@ class Classification(L.LightningModule):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.measures = Measures(model)
+        # No module, whose parameters would be saved a second time.
+        self._train_run = prepare(model, "gather", norm_statistics=recipe.norm_statistics)
 
     def on_train_epoch_start(self) -> None:
         """Norms may stay frozen while everything else trains."""
@@ -45,7 +48,8 @@ class Classification(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of a batch, [] float32."""
         images, labels = self._prepare(batch[0]), batch[1]
-        logits, ponder = self.model(images, return_ponder=True)
+        logits, ponder = self._train_run(images)
+        assert isinstance(logits, Tensor)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         cost = ponder.cost
         if cost is not None:
