@@ -65,8 +65,8 @@ def report(results: dict[tuple[str, int], dict[str, Any]], seeds: int) -> str:
             "",
             f"Active minus all, paired by seed: {_mean(gaps)} points of top-1 (mean, and standard deviation of a run).",
             "",
-            f"`python benchmarks/norm_statistics.py --seeds {seeds}`, {now['date']}, {now['processor']}, {now['cores']} cores, "
-            f"PyTorch {now['versions']['torch']}.",
+            f"`python benchmarks/norm_statistics.py --seeds {seeds}`, {now['date']}, {now['processor']}, "
+            f"{now['cores']} cores, PyTorch {now['versions']['torch']}.",
             "",
         ]
     )

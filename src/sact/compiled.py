@@ -96,4 +96,4 @@ def compile(
         raise InputError(
             f"sact.compile takes a network made by sact, got {type(model).__name__}; see sact.create_model"
         )
-    return CompiledNetwork(model, choose(engine), freeze, norm_statistics)
+    return CompiledNetwork(model, choose(engine, next(model.parameters()).device), freeze, norm_statistics)

@@ -39,6 +39,20 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return merged.requires_grad_(False)
 
 
+def activation_slope(layer: nn.Module) -> float | None:
+    """The slope in [0, 1] of an activation where its input is negative: x for x > 0, else slope x. None: no such.
+
+    ReLU has 0, no activation at all 1.
+    """
+    if isinstance(layer, nn.Identity):
+        return 1.0
+    if isinstance(layer, nn.ReLU):
+        return 0.0
+    if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
+        return float(layer.negative_slope)
+    return None
+
+
 def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(scale, shift), each [C], such that the norm in evaluation mode is x * scale + shift."""
     assert norm.running_mean is not None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -15,8 +17,8 @@ from ..ponder import Ponder
 if TYPE_CHECKING:
     from ..models.network import Network
 
-Engine = Literal["auto", "masked", "gather", "native"]
-ENGINES = ("masked", "gather", "native")
+Engine = Literal["auto", "masked", "gather", "native", "triton"]
+ENGINES = ("masked", "gather", "native", "triton")
 
 NormStatistics = Literal["all", "active"]
 """Over which positions norms in training mode take their statistics: the authors' choice, or those that are read."""
@@ -34,13 +36,15 @@ class Run(Protocol):
     def __call__(self, images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]: ...
 
 
-def choose(engine: Engine) -> str:
-    """The name of an engine; "auto" stands for the fastest that works here.
+def choose(engine: Engine, device: torch.device) -> str:
+    """The name of an engine; "auto" stands for the fastest that works here for a network on that device.
 
     Raises:
         InputError: there is no such engine, or its compiled part is missing.
     """
     if engine == "auto":
+        if device.type == "cuda":
+            return "triton" if find_spec("triton") else "gather"
         return "native" if _has_native() else "gather"
     if engine not in ENGINES:
         raise InputError(f'engine is "{engine}", but it must be one of auto, {", ".join(ENGINES)}')

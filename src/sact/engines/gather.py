@@ -20,7 +20,7 @@ from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
 from ..units import Stage, describe
 from . import NormStatistics, Run
-from .perforated import Positions, convolve, is_plain, perforated
+from .perforated import Positions, convolve, has_training_norm, is_plain, perforated
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _local_logits(stage: Stage, rows: Tensor, held: Tensor | None, positions: Po
     count, height, width = positions.active.shape
     read = positions.at(stage.in_reach)
     table = None if held is read else positions.table(held, read, 1)
-    if held is not read and any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in stage.pointwise):
+    if table is not None and has_training_norm(stage):  # only what is read may count
         rows, table = rows.index_select(0, table[:, 0].clamp(min=0)), None
     taps = conv.weight[0].permute(1, 2, 0).reshape(-1, conv.in_channels, 1, 1)
     products = convolve(stage, rows, table, listed=read, weight=taps)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..block import Block
 from ..errors import InputError
 from ..flops import BlockFlops
-from ..folding import fold_norms, norm_affine
+from ..folding import activation_slope, fold_norms, norm_affine
 from ..layers import PoolPadShortcut, SameConv2d, SameMaxPool2d
 from ..ponder import BlockPonder, Ponder
 from ..scores import ImageScore, PositionScore
@@ -283,7 +283,7 @@ class Packed:
     def _pointwise(self, layers: Sequence[nn.Module]) -> _Pointwise:
         result = _Pointwise(None, None, 1.0)
         for index, layer in enumerate(layers):
-            slope = _slope(layer)
+            slope = activation_slope(layer)
             if slope is not None and result.slope == 1.0:
                 result.slope = slope
             elif isinstance(layer, nn.BatchNorm2d) and index == 0:
@@ -416,14 +416,6 @@ def fits(images: Tensor) -> bool:
         or images.dtype != torch.float32
         or torch.is_autocast_enabled("cpu")
     )
-
-
-def _slope(layer: nn.Module) -> float | None:
-    if isinstance(layer, nn.Identity):
-        return 1.0
-    if isinstance(layer, nn.ReLU):
-        return 0.0
-    return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else None
 
 
 def _sizes(model: Network, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -30,7 +31,7 @@ def perforated_conv(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    slope: float,
 ) -> Tensor:
     """A convolution, at listed positions, of normalised and activated values.
 
@@ -42,27 +43,27 @@ def perforated_conv(
         bias: [C'], or None.
         scale: [C] float32 (or float64), with `shift` the norm before the convolution; None without one.
         shift: [C].
-        relu: whether a ReLU follows the norm.
+        slope: of the activation behind the norm where its input is negative: 0 for ReLU, 1 for none.
 
     Returns:
         [A, C'].
 
     Source: section 3.2, the perforated convolutional layer.
     """
-    if values.is_cuda:
-        from . import kernels
+    if values.is_cuda and values.dtype != torch.float64:
+        from . import launch
 
-        return kernels.conv(values, rows, weight, bias, scale, shift, relu)
+        return launch.conv(values, rows, weight, bias, scale, shift, slope)
     taps = _taps(weight)
     count = used(rows, len(values))
     result = weight.new_empty(len(values) if rows is None else len(rows), len(weight))
     result[count:] = 0
     if rows is None or rows.shape[1] == 1:
         for part in _parts(count, values.shape[1]):
-            read = _activated(_read(values, rows, part), scale, shift, relu, weight.dtype)
+            read = activate(_read(values, rows, part), scale, shift, slope, weight.dtype)
             _multiply(read, taps[0], bias, result[part])
     else:
-        activated = _activated(values, scale, shift, relu, weight.dtype)
+        activated = activate(values, scale, shift, slope, weight.dtype)
         for tap, read in enumerate(_each_tap(activated, rows[:count])):
             if tap == 0:
                 _multiply(read, taps[0], bias, result[:count])
@@ -79,7 +80,7 @@ def _(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    slope: float,
 ) -> Tensor:
     return weight.new_empty(values.shape[0] if rows is None else rows.shape[0], weight.shape[0])
 
@@ -92,57 +93,59 @@ def perforated_conv_backward(
     weight: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    slope: float,
     wants: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `perforated_conv`.
 
     Args:
         grad: of the result, [A, C'].
         values: and the others: as it was called.
-        wants: which gradients are needed: of values, weight, and norm.
+        wants: which gradients are needed: of values, weight, bias, and norm.
 
     Returns:
-        Gradients of values [B, C], weight [C', C, k, k], and (scale, shift) [2, C]; empty ones where not wanted.
+        Gradients of values [B, C], weight [C', C, k, k], bias [C'], and (scale, shift) [2, C]; empty where not wanted.
     """
-    if values.is_cuda:
-        from . import kernels
+    if values.is_cuda and values.dtype != torch.float64:
+        from . import launch
 
-        return kernels.conv_backward(grad, values, rows, weight, scale, shift, relu, wants)
+        return launch.conv_backward(grad, values, rows, weight, scale, shift, slope, wants)
     grad = grad.contiguous()
     taps = _taps(weight)
     count = used(rows, len(values))
-    by_values, by_weight, by_norm = _empty_gradients(values, weight, scale, wants)
+    by_values, by_weight, by_bias, by_norm = empty_gradients(values, weight, scale, wants)
+    if wants[2]:
+        by_bias = grad[:count].sum(0)
     if rows is None or rows.shape[1] == 1:
         if rows is not None and wants[0]:
             by_values.zero_()
         by_tap: Tensor | None = None
         for part in _parts(count, values.shape[1]):
             raw = _read(values, rows, part)
-            read = _activated(raw, scale, shift, relu, weight.dtype)
+            read = activate(raw, scale, shift, slope, weight.dtype)
             if wants[1]:
                 by_tap = _add_product(by_tap, grad[part].T, read)
-            if wants[0] or wants[2]:
-                below = _through_norm(grad[part] @ taps[0].T, raw, read, scale, relu, by_norm)
+            if wants[0] or wants[3]:
+                below = through_norm(grad[part] @ taps[0].T, raw, read, scale, slope, by_norm)
                 if wants[0] and rows is None:
                     by_values[part] = below
                 elif wants[0] and rows is not None:
                     by_values.index_add_(0, rows[part, 0], below.to(values.dtype))
         if wants[1]:
             by_weight = torch.zeros_like(by_weight) if by_tap is None else by_tap.to(weight.dtype).view(weight.shape)
-        return by_values, by_weight, by_norm
-    activated = _activated(values, scale, shift, relu, weight.dtype)
+        return by_values, by_weight, by_bias, by_norm
+    activated = activate(values, scale, shift, slope, weight.dtype)
     if wants[1]:
         by_taps = torch.stack([grad[:count].T @ read for read in _each_tap(activated, rows[:count])], 2)
         by_weight = by_taps.view(weight.shape)
-    if wants[0] or wants[2]:
+    if wants[0] or wants[3]:
         below_or_none: Tensor | None = None
         for tap, read in enumerate(_each_tap(grad, reverse(rows[:count], len(values)))):
             below_or_none = _add_product(below_or_none, read, taps[tap].T)
         assert below_or_none is not None
-        below = _through_norm(below_or_none.to(weight.dtype), values, activated, scale, relu, by_norm)
+        below = through_norm(below_or_none.to(weight.dtype), values, activated, scale, slope, by_norm)
         by_values = below.to(values.dtype) if wants[0] else by_values
-    return by_values, by_weight, by_norm
+    return by_values, by_weight, by_bias, by_norm
 
 
 @perforated_conv_backward.register_fake
@@ -153,28 +156,30 @@ def _(
     weight: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    slope: float,
     wants: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(values, weight, scale, wants)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return empty_gradients(values, weight, scale, wants)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    values, rows, weight, _, scale, shift, relu = inputs
+    values, rows, weight, _, scale, shift, slope = inputs
     ctx.save_for_backward(values, rows, weight, scale, shift)
-    ctx.relu = relu
+    ctx.slope = slope
 
 
 def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     values, rows, weight, scale, shift = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    wants = [needs[0], needs[2], needs[4] or needs[5]]
-    by_values, by_weight, by_norm = perforated_conv_backward(grad, values, rows, weight, scale, shift, ctx.relu, wants)
+    wants = [needs[0], needs[2], needs[3], needs[4] or needs[5]]
+    by_values, by_weight, by_bias, by_norm = perforated_conv_backward(
+        grad, values, rows, weight, scale, shift, ctx.slope, wants
+    )
     return (
         by_values if needs[0] else None,
         None,
         by_weight if needs[2] else None,
-        grad.sum(0) if needs[3] else None,
+        by_bias if needs[3] else None,
         by_norm[0] if needs[4] else None,
         by_norm[1] if needs[5] else None,
         None,
@@ -190,8 +195,8 @@ def _conv_flops(values, rows, weight, *rest, out_shape=None, **_) -> int:  # typ
 
 
 @register_flop_formula(torch.ops.sact.perforated_conv_backward)
-def _conv_backward_flops(grad, values, rows, weight, scale, shift, relu, wants, *_, **__) -> int:  # type: ignore[no-untyped-def]
-    return 2 * int(grad[0]) * math.prod(weight) * (int(wants[0] or wants[2]) + int(wants[1]))
+def _conv_backward_flops(grad, values, rows, weight, scale, shift, slope, wants, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    return 2 * int(grad[0]) * math.prod(weight) * (int(wants[0] or wants[3]) + int(wants[1]))
 
 
 def used(rows: Tensor | None, length: int) -> int:
@@ -219,13 +224,14 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _empty_gradients(
+def empty_gradients(
     values: Tensor, weight: Tensor, scale: Tensor | None, wants: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         values.new_empty(values.shape if wants[0] else 0),
         weight.new_empty(weight.shape if wants[1] else 0),
-        values.new_empty(0) if scale is None or not wants[2] else scale.new_zeros(2, len(scale)),
+        weight.new_empty(len(weight) if wants[2] else 0),
+        values.new_empty(0) if scale is None or not wants[3] else scale.new_zeros(2, len(scale)),
     )
 
 
@@ -251,13 +257,13 @@ def _each_tap(values: Tensor, rows: Tensor) -> Iterator[Tensor]:
         yield torch.index_select(padded, 0, at, out=read)
 
 
-def _activated(values: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, dtype: torch.dtype) -> Tensor:
+def activate(values: Tensor, scale: Tensor | None, shift: Tensor | None, slope: float, dtype: torch.dtype) -> Tensor:
     if scale is not None:
         assert shift is not None
         values = torch.addcmul(shift, values.to(scale.dtype), scale)
-        values = values.relu_() if relu else values
-    elif relu:
-        values = values.relu()
+        values = F.leaky_relu_(values, slope) if slope != 1 else values
+    elif slope != 1:
+        values = F.leaky_relu(values, slope)
     return values.to(dtype)
 
 
@@ -275,12 +281,12 @@ def _add_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
     return total.addmm_(one, other) if total.dtype == one.dtype else total.add_(one @ other)
 
 
-def _through_norm(
-    grad: Tensor, raw: Tensor, activated: Tensor, scale: Tensor | None, relu: bool, by_norm: Tensor
+def through_norm(
+    grad: Tensor, raw: Tensor, activated: Tensor, scale: Tensor | None, slope: float, by_norm: Tensor
 ) -> Tensor:
     """The gradient of activated values as that of raw ones; adds to the norm's own if it is not empty."""
-    if relu:
-        grad = torch.ops.aten.threshold_backward(grad, activated, 0)
+    if slope != 1:
+        grad = torch.ops.aten.leaky_relu_backward(grad, activated, slope, True)
     if scale is None:
         return grad
     grad = grad.to(scale.dtype)

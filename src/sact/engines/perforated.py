@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..flops import dilate
-from ..folding import norm_affine
+from ..folding import activation_slope, norm_affine
 from ..layers import BatchNorm2d
 from ..units import Stage
 from .ops import perforated_conv
@@ -92,8 +92,9 @@ def perforated(stages: Sequence[Stage], rows: Tensor, held: Tensor | None, posit
     for stage in stages:
         wanted = positions.at(stage.reach)
         kernel = stage.conv.kernel_size[0]
-        table = None if kernel == 1 and held is wanted else positions.table(held, wanted, kernel)
-        if any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in stage.pointwise):
+        in_place = kernel == 1 and held is wanted and not torch.compiler.is_compiling()
+        table = None if in_place else positions.table(held, wanted, kernel)
+        if has_training_norm(stage):
             read = positions.at(stage.in_reach)
             if held is not read:  # only what is read may count
                 values = values.index_select(0, positions.table(held, read, 1)[:, 0].clamp(min=0))
@@ -121,22 +122,20 @@ def convolve(
         [A, C'].
     """
     layers = [layer for layer in stage.pointwise if not isinstance(layer, nn.Identity)]
-    scale = shift = None
-    relu = False
-    if layers and isinstance(layers[-1], nn.ReLU):
-        relu = True
+    norm = scale = shift = None
+    slope = 1.0
+    if layers and (found := activation_slope(layers[-1])) is not None:
+        slope = found
         layers.pop()
     if layers and isinstance(layers[-1], nn.BatchNorm2d):
         norm = layers.pop()
-        for layer in layers:
-            values = pointwise(layer, values, listed)
+    for layer in layers:
+        values = pointwise(layer, values, listed)
+    if isinstance(norm, nn.BatchNorm2d):
         scale, shift = affine(norm, values, listed)
-    else:
-        for layer in layers:
-            values = pointwise(layer, values, listed)
     bias = stage.conv.bias if weight is None else None
     weight = stage.conv.weight if weight is None else weight
-    if scale is not None and shift is not None and not relu and weight.shape[-1] == 1:
+    if scale is not None and shift is not None and slope == 1 and weight.shape[-1] == 1:
         # A norm right before a 1x1 convolution is a part of it: no pass over the values.
         moved = weight.to(scale.dtype)
         added = (moved[:, :, 0, 0] * shift).sum(1)
@@ -146,16 +145,16 @@ def convolve(
     if torch.is_autocast_enabled(values.device.type):
         dtype = torch.get_autocast_dtype(values.device.type)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return perforated_conv(values, table, weight, bias, scale, shift, relu)
+    return perforated_conv(values, table, weight, bias, scale, shift, slope)
 
 
 def pointwise(layer: nn.Module, values: Tensor, listed: Tensor | None) -> Tensor:
     """A norm or an activation, of rows [B, C]."""
-    if not isinstance(layer, nn.BatchNorm2d):
-        result: Tensor = layer(values)
-        return result
-    scale, shift = affine(layer, values, listed)
-    return torch.addcmul(shift, values.to(scale.dtype), scale).to(values.dtype)
+    if isinstance(layer, nn.BatchNorm2d):
+        scale, shift = affine(layer, values, listed)
+        return torch.addcmul(shift, values.to(scale.dtype), scale).to(values.dtype)
+    result: Tensor = layer(values)
+    return result
 
 
 def affine(norm: nn.BatchNorm2d, values: Tensor, listed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -195,6 +194,11 @@ def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count:
         variance = variance * count / (count - 1).clamp(min=1)
     for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
         running.copy_(running + share * (new - running).to(running.dtype))
+
+
+def has_training_norm(stage: Stage) -> bool:
+    """Whether the stage's norm takes its statistics from what it is given."""
+    return any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in stage.pointwise)
 
 
 def is_plain(conv: nn.Conv2d) -> bool:

@@ -1,0 +1,466 @@
+"""The GPU engine: SACT blocks in Triton, with lists of active positions that never leave the device.
+
+Between two units the host learns nothing: lists, their lengths and the halting state stay on the device, see
+`kernels.py`. So a whole network can be captured in a CUDA graph, and a frozen one is, once it has run a few times.
+Everything has a row per position; a unit's convolutions compute the rows that are listed and leave the others alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..block import Block
+from ..errors import InputError
+from ..folding import activation_slope, fold_norms, norm_affine
+from ..halting import HaltingState
+from ..ponder import BlockPonder, Ponder
+from ..scores import PositionScore
+from ..units import Stage
+from . import NormStatistics, Run, gather
+from .perforated import is_plain
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..models.network import Network
+    from .launch import Halting
+
+DENSE_SHARE = 0.9
+"""Share of active positions from which a unit is computed everywhere, by PyTorch's own convolutions."""
+
+OBSERVED_CALLS = 3
+"""Calls whose shares decide, per image size, which units those are; after them results do not change any more."""
+
+MAX_GRAPHS = 8
+"""Image sizes whose graphs are kept."""
+
+
+class Conv(NamedTuple):
+    """A stage, its norm folded into the convolution before it.
+
+    Attributes:
+        weight: [k, k, C, C'].
+        bias: float32 [C'], or None.
+        wide: whether its outputs are wanted around active positions as well.
+        slope: of the activation before the convolution where its input is negative; 1 for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    wide: bool
+    slope: float
+
+
+class Head(NamedTuple):
+    """A score head.
+
+    Attributes:
+        taps: [1, 1, C, 9], the local convolution's weights as products of single rows; a norm without activation is
+            part of them,
+        bias: float32 [9], and gives them this bias.
+        norm: the local norm (scale, shift), float32 [C]; Nones where it is part of the taps.
+        slope: of the activation behind it.
+        logit_bias: float32 [1].
+        pooled_norm: the global norm, float32 [C] each.
+        pooled_slope: of the activation behind it.
+        factors: float32 [C], the global convolution.
+    """
+
+    taps: Tensor
+    bias: Tensor | None
+    norm: tuple[Tensor, Tensor] | tuple[None, None]
+    slope: float
+    logit_bias: Tensor
+    pooled_norm: tuple[Tensor, Tensor]
+    pooled_slope: float
+    factors: Tensor
+
+
+class UnitWeights(NamedTuple):
+    """A unit behind the first, as the kernels read it.
+
+    Attributes:
+        stages: of its branch, to compute it densely.
+        convs: the same, packed.
+        norm: (scale, shift) at its start, float32 [C]; Nones without one.
+    """
+
+    stages: tuple[Stage, ...]
+    convs: tuple[Conv, ...]
+    norm: tuple[Tensor, Tensor] | tuple[None, None]
+
+
+class BlockWeights(NamedTuple):
+    """What the kernels read of a block: its units but the first, and the heads."""
+
+    units: list[UnitWeights]
+    heads: list[Head]
+
+
+class Unsupported(Exception):
+    """What the kernels lack."""
+
+
+def check_device() -> None:
+    """Raise InputError where Triton has no device to run on."""
+    try:
+        from . import launch
+    except ImportError as error:
+        raise InputError(
+            f'engine is "triton", but Triton cannot be imported here ({error}); install triton, or use engine="auto"'
+        ) from error
+    if not torch.cuda.is_available() and not launch.INTERPRETED:
+        raise InputError(
+            'engine is "triton", but there is no CUDA device here; use engine="auto", or set TRITON_INTERPRET=1 to run '
+            "the kernels on the CPU, slowly"
+        )
+
+
+def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+    """Run SACT blocks in Triton at inference; in training, with gradients and for ACT, `gather` runs.
+
+    Weights are packed at the first run, and again whenever they have changed, unless they are frozen. A frozen network
+    on a CUDA device is captured in a graph per image size, once it is decided which units run dense.
+    """
+    check_device()
+    otherwise = gather.prepare(model, freeze, norm_statistics)
+    packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]] = {}
+    plans: dict[tuple[object, ...], Plan] = {}
+    graphs: dict[tuple[object, ...], Graph] = {}
+
+    def weights_of(block: Block, dtype: torch.dtype) -> BlockWeights | None:
+        watch, weights = packed.get((block, dtype), (None, None))
+        if (block, dtype) not in packed or (watch is not None and not watch.unchanged()):
+            weights = pack(block, dtype)
+            packed[block, dtype] = None if freeze else Watch(block), weights
+            plans.clear()
+        return weights
+
+    def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+        if block.halting == "none":
+            return block(x, keep_distribution)
+        if block.halting == "act":
+            return gather.run_images(block, x, keep_distribution)
+        in_size = x.shape[-2:]
+        first = block.units[0](x)
+        weights = weights_of(block, first.dtype)
+        if weights is None:
+            return gather.run_positions(block, gather.read_chains(block), x, keep_distribution)
+        plan = plans.setdefault((block, first.shape, first.dtype), Plan(len(block.units)))
+        return run_positions(block, weights, first, in_size, plan, keep_distribution)
+
+    def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+        if torch.compiler.is_compiling() or not fits(model, images, freeze):
+            return otherwise(images, keep_distribution=keep_distribution)
+        if not freeze or not images.is_cuda or torch.cuda.is_current_stream_capturing():
+            return model.run(images, run_block, keep_distribution)
+        key = images.shape, images.dtype, images.device, torch.is_autocast_enabled("cuda"), keep_distribution
+        graph = graphs.get(key)
+        if graph is None:
+            result = model.run(images, run_block, keep_distribution)
+            mine = [plan for (block, shape, _), plan in plans.items() if shape[0] == len(images)]  # type: ignore[index]
+            if _can_capture(model, packed) and all(plan.decided for plan in mine) and len(graphs) < MAX_GRAPHS:
+                graphs[key] = Graph(images, lambda x: model.run(x, run_block, keep_distribution))
+            return result
+        model.check_images(images)
+        return graph.replay(images)
+
+    return run
+
+
+def fits(model: Network, images: Tensor, frozen: bool) -> bool:
+    """Whether the kernels serve this call: without gradients, norms in evaluation mode, no float64, on their device."""
+    from . import launch
+
+    return (
+        not torch.is_grad_enabled()
+        and isinstance(images, Tensor)
+        and (images.is_cuda or (launch.INTERPRETED and images.device.type == "cpu"))
+        and images.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    )
+
+
+@torch.no_grad()
+def pack(block: Block, dtype: torch.dtype) -> BlockWeights | None:
+    """A SACT block in the kernels' layout; None, with a warning, where it has what they lack."""
+    try:
+        units = [_pack_unit(unit.stages(), unit.keeps_state, dtype) for unit in block.units[1:]]
+        heads = [_pack_head(head, dtype) for head in block.scores if isinstance(head, PositionScore)]
+    except Unsupported as error:
+        warnings.warn(f"the GPU engine lacks {error}; the slower gather engine runs this block", stacklevel=2)
+        return None
+    return BlockWeights(units, heads)
+
+
+def _pack_unit(stages: tuple[Stage, ...], keeps_state: bool, dtype: torch.dtype) -> UnitWeights:
+    if not keeps_state:
+        raise Unsupported("units behind a block's first whose shortcut is not the identity")
+    folded = fold_norms(stages)
+    convs = []
+    norm: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    for index, stage in enumerate(folded):
+        conv = stage.conv
+        if not is_plain(conv) or conv.kernel_size[0] > 3 or stage.reach > 1:
+            raise Unsupported(f"the convolution {conv}, or its place in a unit")
+        first, slope = _read_pointwise(stage.pointwise)
+        if first is not None and index > 0:
+            raise Unsupported(f"{first} behind an activation")
+        norm = norm if first is None else _affine(first)
+        bias = None if conv.bias is None else conv.bias.float()
+        convs.append(Conv(conv.weight.permute(2, 3, 1, 0).to(dtype).contiguous(), bias, stage.reach == 1, slope))
+    return UnitWeights(folded, tuple(convs), norm)
+
+
+def _pack_head(head: PositionScore, dtype: torch.dtype) -> Head:
+    conv = head.local_conv
+    if conv.kernel_size != (3, 3):
+        raise Unsupported(f"the score convolution {conv}")
+    local, slope = _read_pointwise((head.local_norm, head.activation))
+    pooled, pooled_slope = _read_pointwise((head.global_norm, head.activation))
+    assert local is not None
+    assert pooled is not None
+    taps = conv.weight[0].flatten(1).float()  # [C, 9]
+    scale, shift = _affine(local)
+    bias = None
+    norm: tuple[Tensor, Tensor] | tuple[None, None] = (scale, shift)
+    if slope == 1:
+        norm, bias, taps = (None, None), shift @ taps, taps * scale[:, None]
+    logit_bias = taps.new_zeros(1) if conv.bias is None else conv.bias.float()
+    factors = head.global_conv.weight.flatten().float()
+    return Head(
+        taps[None, None].to(dtype).contiguous(), bias, norm, slope, logit_bias, _affine(pooled), pooled_slope, factors
+    )
+
+
+def _read_pointwise(layers: Sequence[nn.Module]) -> tuple[nn.BatchNorm2d | None, float]:
+    """(The norm, the slope of the activation behind it) of layers that are no more than that."""
+    norm, slope, activations = None, 1.0, 0
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and norm is None and activations == 0:
+            norm = layer
+            continue
+        found = activation_slope(layer)
+        if found is None or activations:
+            raise Unsupported(f"the layer {layer}, or its place")
+        activations += found != 1
+        slope *= found
+    return norm, slope
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    scale, shift = norm_affine(norm)
+    return scale.float().contiguous(), shift.float().contiguous()
+
+
+def run_positions(
+    block: Block, weights: BlockWeights, x: Tensor, in_size: Sequence[int], plan: Plan, keep_distribution: bool
+) -> tuple[Tensor, BlockPonder]:
+    """A SACT block behind its first unit.
+
+    As in `gather.run_positions` the output is x^1 + sum of R^l (x^l - x^{l-1}), R^l the remainder before unit l, so
+    that the kernel that adds a residual to the state adds it to the output, too.
+
+    Args:
+        block: for its eps, its forced units and its description.
+        weights: packed.
+        x: states behind the first unit, [N, C, H, W]; changed in place.
+        in_size: (H, W) of the block's input.
+        plan: which units run dense.
+        keep_distribution: also return the halting distribution.
+    """
+    from . import launch
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    images, _, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    mean = x.mean((2, 3), dtype=torch.float32)
+    output = rows.clone()
+    state = launch.Halting(images, (height, width), len(block.units), x.device, keep_distribution)
+    forced = None
+    if block.forced_units is not None:
+        shape = images, height, width
+        forced = block.forced_units.to(x.device, torch.int32).expand(shape).contiguous().view(-1)
+    products = rows.new_empty(len(rows), launch.PRODUCTS, dtype=torch.float32)
+    inner: Tensor | None = None
+    last: Conv | None = None
+    dense = plan.dense()
+    for index in range(len(block.units)):
+        if index > 0:
+            unit = weights.units[index - 1]
+            last = unit.convs[-1]
+            inner = (_run_dense if dense[index] else _run_listed)(unit, rows, output, state)
+        if index == len(block.units) - 1:
+            break
+        head = weights.heads[index]
+        launch.run_conv(
+            rows,
+            head.taps,
+            products,
+            at_most=len(rows),
+            listed=state.wide_listed if index > 0 else None,
+            total=state.wide_total if index > 0 else None,
+            bias=head.bias,
+            scale=head.norm[0],
+            shift=head.norm[1],
+            slope_before=head.slope,
+        )
+        partials = launch.pool(
+            inner,
+            state.active,
+            None if last is None else last.weight,
+            None if last is None else last.bias,
+            mean,
+            head.pooled_norm,
+            head.pooled_slope,
+            head.factors,
+            (height, width),
+        )
+        state.step(products, partials, head.logit_bias, block.eps, index, forced)
+    plan.observe(state.totals, len(rows))
+    state.end()
+    shape = images, height, width
+    spent = HaltingState(
+        state.cumulative.view(shape), state.remainder.view(shape), state.units.view(shape), state.active.view(shape)
+    )
+    picture = output.view(*shape, -1).permute(0, 3, 1, 2)
+    return picture, block.ponder(spent, in_size, (height, width), state.distribution)
+
+
+def _run_listed(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting) -> Tensor:
+    """A unit at the active positions: changes states and output there. Returns what its last convolution read."""
+    from . import launch
+
+    values = rows
+    for index, conv in enumerate(unit.convs):
+        is_last = index == len(unit.convs) - 1
+        inner = values
+        out = rows if is_last else values.new_empty(len(rows), conv.weight.shape[-1])
+        launch.run_conv(
+            values,
+            conv.weight,
+            out,
+            at_most=len(rows),
+            listed=state.wide_listed if conv.wide else state.listed,
+            total=state.wide_total if conv.wide else state.total,
+            size=state.size,
+            bias=conv.bias,
+            scale=unit.norm[0] if index == 0 else None,
+            shift=unit.norm[1] if index == 0 else None,
+            slope_before=conv.slope if index == 0 else 1.0,
+            slope_after=1.0 if is_last else unit.convs[index + 1].slope,
+            summed=output if is_last else None,
+            remainder=state.remainder if is_last else None,
+        )
+        values = out
+    return inner
+
+
+def _run_dense(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting) -> Tensor:
+    """The same, computed everywhere and kept where active."""
+    from . import launch
+
+    values = rows.view(-1, *state.size, rows.shape[1]).permute(0, 3, 1, 2)
+    for index, (stage, conv) in enumerate(zip(unit.stages, unit.convs, strict=True)):
+        if index == 0 and unit.norm[0] is not None:
+            scale, shift = (factor.to(values.dtype)[:, None, None] for factor in unit.norm if factor is not None)
+            values = torch.addcmul(shift, values, scale)
+        if conv.slope != 1:
+            values = F.leaky_relu(values, conv.slope, inplace=index > 0 or unit.norm[0] is not None)
+        inner = values
+        bias = None if conv.bias is None else conv.bias.to(values.dtype)
+        values = F.conv2d(values, conv.weight.permute(3, 2, 0, 1), bias, padding=stage.conv.padding)
+    residual = values.permute(0, 2, 3, 1).reshape(rows.shape)
+    launch.add(residual, state.active, state.remainder, rows, output)
+    return inner.permute(0, 2, 3, 1).reshape(len(rows), -1)
+
+
+class Plan:
+    """Which units of a block run dense at one image size: those whose share was high in the first calls.
+
+    Shares are copied to the host while it goes on and looked at in a later call; nothing waits for them.
+    """
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+        self.decided = False
+        self._dense = [False] * units
+        self._seen: list[tuple[Tensor, int, torch.cuda.Event | None]] = []
+
+    def observe(self, totals: Tensor, positions: int) -> None:
+        """Take note of the positions that were active behind each unit, int32 [L] on the device."""
+        if self.decided or len(self._seen) == OBSERVED_CALLS:
+            return
+        if not totals.is_cuda:
+            self._seen.append((totals.clone(), positions, None))
+        elif not torch.cuda.is_current_stream_capturing():
+            kept = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+            kept.copy_(totals, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._seen.append((kept, positions, event))
+
+    def dense(self) -> list[bool]:
+        """By unit; the first, which is dense anyway, has no meaning."""
+        if not self.decided and len(self._seen) == OBSERVED_CALLS and all(map(self._has_arrived, self._seen)):
+            shares = torch.stack([totals / positions for totals, positions, _ in self._seen]).mean(0).tolist()
+            self._dense = [False, *(share >= DENSE_SHARE for share in shares[: self.units - 1])]
+            self.decided = True
+            self._seen.clear()
+        return self._dense
+
+    @staticmethod
+    def _has_arrived(seen: tuple[Tensor, int, torch.cuda.Event | None]) -> bool:
+        event = seen[2]
+        if event is None:
+            return True
+        return not torch.cuda.is_current_stream_capturing() and event.query()
+
+
+class Graph:
+    """A call of a network, captured as one CUDA graph."""
+
+    def __init__(self, images: Tensor, call: Callable[[Tensor], tuple[Tensor | list[Tensor], Ponder]]) -> None:
+        self.images = images.clone()
+        side = torch.cuda.Stream(images.device)
+        side.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(side):
+            call(self.images)  # so that nothing is compiled or tuned while capturing
+        torch.cuda.current_stream(images.device).wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output, self.ponder = call(self.images)
+
+    def replay(self, images: Tensor) -> tuple[Tensor | list[Tensor], Ponder]:
+        """The result for other images, in memory of its own."""
+        self.images.copy_(images)
+        self.graph.replay()
+        output = [one.clone() for one in self.output] if isinstance(self.output, list) else self.output.clone()
+        return output, dataclasses.replace(self.ponder, blocks=[_own(block) for block in self.ponder.blocks])
+
+
+def _own(ponder: BlockPonder) -> BlockPonder:
+    cost, distribution = ponder.cost, ponder.halting_distribution
+    return dataclasses.replace(
+        ponder,
+        units=ponder.units.clone(),
+        cost=None if cost is None else cost.clone(),
+        halting_distribution=None if distribution is None else distribution.clone(),
+    )
+
+
+def _can_capture(
+    model: Network, packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]]
+) -> bool:
+    """Whether no block makes the host wait: all run in Triton, and what is forced lies on the device."""
+    return (
+        all(block.halting != "act" for block in model.blocks)
+        and all(weights is not None for _, weights in packed.values())
+        and all(block.forced_units is None or block.forced_units.is_cuda for block in model.blocks)
+    )
