@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import sact
 from sact.engines import gather, native
@@ -25,6 +30,12 @@ def has_native(isa: str | None = None) -> bool:
     return True
 
 
+HAS_TRITON = find_spec("triton") is not None
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where Triton's kernels run: without a GPU in its interpreter, on the CPU."""
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed here")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+TRITON = pytest.param("triton", marks=needs_triton)
 needs_native = pytest.mark.skipif(not has_native(), reason="the CPU engine is not compiled here")
 NATIVE = pytest.param("native", marks=needs_native)
 

@@ -61,9 +61,9 @@ class Head(NamedTuple):
     """A score head.
 
     Attributes:
-        taps: [1, 1, C, 9], the local convolution's weights as products of single rows; a norm without activation is
-            part of them,
-        bias: float32 [9], and gives them this bias.
+        taps: [1, 1, C, PRODUCTS], the local convolution's 9 taps as products of single rows, zeros behind them; a norm
+            without activation is part of them,
+        bias: float32 [PRODUCTS], and gives them this bias.
         norm: the local norm (scale, shift), float32 [C]; Nones where it is part of the taps.
         slope: of the activation behind it.
         logit_bias: float32 [1].
@@ -219,6 +219,8 @@ def _pack_unit(stages: tuple[Stage, ...], keeps_state: bool, dtype: torch.dtype)
 
 
 def _pack_head(head: PositionScore, dtype: torch.dtype) -> Head:
+    from . import launch
+
     conv = head.local_conv
     if conv.kernel_size != (3, 3):
         raise Unsupported(f"the score convolution {conv}")
@@ -226,7 +228,7 @@ def _pack_head(head: PositionScore, dtype: torch.dtype) -> Head:
     pooled, pooled_slope = _read_pointwise((head.global_norm, head.activation))
     assert local is not None
     assert pooled is not None
-    taps = conv.weight[0].flatten(1).float()  # [C, 9]
+    taps = F.pad(conv.weight[0].flatten(1).float(), (0, launch.PRODUCTS - 9))
     scale, shift = _affine(local)
     bias = None
     norm: tuple[Tensor, Tensor] | tuple[None, None] = (scale, shift)
