@@ -1,8 +1,8 @@
 """Compile every kernel that a network and its training launch, for a Hopper GPU, without one.
 
-The engine never looks at a value, so it can run with launches that only compile; a line per compiled kernel says its
-name, dtype, the matrix products in its code, whether it loops over them, and the asynchronous copies. Run by `test_triton.py` in a process
-of its own, where kernels are not interpreted.
+The engine never looks at a value, so it can run with launches that only compile. A line per compiled kernel says its
+name, dtype, the matrix products in its code, whether it loops over them, and the asynchronous copies. Run by
+`test_triton.py` in a process of its own, where kernels are not interpreted.
 """
 
 from __future__ import annotations

@@ -226,26 +226,27 @@ def test_engine_equals_masked(small, many_segments, monkeypatch, name: str, dens
 
 
 @torch.no_grad()
-def test_dense_units_are_computed_by_pytorch(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units whose share was high run dense once the shares of the first calls are known, and then for good."""
+def test_busy_units_are_convolved_by_pytorch(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units whose share was high, once the shares of the first calls are known, and then for good."""
     monkeypatch.setattr(triton, "DENSE_SHARE", 0.5)
     model, batch = small(units=[5]), images(2, 3, 32, 32)
-    model.blocks[0].forced_units = torch.full((2, 8, 8), 3, device=DEVICE)
-    model.blocks[0].forced_units[0, :2] = 5  # a share of 1, 1, 1/8, 1/8
+    forced = torch.full((2, 8, 8), 3, device=DEVICE)
+    forced[0, :2] = 5  # the units behind the first have shares of 1, 1, 1/8, 1/8
+    model.blocks[0].forced_units = forced
     fast, calls = sact.compile(model, "triton"), []
-    run_dense, run_listed = triton._run_dense, triton._run_listed
-    monkeypatch.setattr(triton, "_run_dense", lambda *args: calls.append("dense") or run_dense(*args))
-    monkeypatch.setattr(triton, "_run_listed", lambda *args: calls.append("listed") or run_listed(*args))
+    run_unit = triton._run_unit
+    monkeypatch.setattr(triton, "_run_unit", lambda *args: calls.append(args[-1]) or run_unit(*args))
     seen = []
-    for _ in range(triton.OBSERVED_CALLS + 2):
+    for _ in range(triton.OBSERVED_CALLS + 3):
         check_same(run(fast, batch), run(model, batch))
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         seen.append(calls.copy())
         calls.clear()
-        model.blocks[0].forced_units[:] = model.blocks[0].forced_units  # same values
-    assert seen[0] == ["listed"] * 4
-    assert seen[-1] == seen[-2] == ["dense", "dense", "listed", "listed"]
+        if len(seen) > triton.OBSERVED_CALLS:
+            forced[:] = 2  # later calls decide nothing
+    assert seen[0] == [False] * 4
+    assert seen[-3:] == [[True, True, False, False]] * 3
 
 
 @pytest.mark.parametrize(("bias", "units"), [(50.0, 1), (-50.0, 4)], ids=["all halt at once", "none halts"])
@@ -492,7 +493,7 @@ def test_kernels_compile_for_hopper_with_tensor_cores_and_asynchronous_copies() 
         name, dtype, products, loop, copies = line.split()
         compiled.setdefault(name, []).append((dtype, int(products), loop == "loop", int(copies)))
     assert set(compiled) == {
-        f"{name}_kernel" for name in ("conv", "conv_weight", "pool", "halt", "widen", "list", "add")
+        f"{name}_kernel" for name in ("conv", "conv_weight", "pool", "halt", "widen", "list", "activate")
     }
     for name in ("conv", "conv_weight"):
         assert {dtype for dtype, *_ in compiled[name + "_kernel"]} == {"bfloat16", "float32"}

@@ -251,21 +251,29 @@ def pool_kernel(
 
 
 @triton.jit
-def add_kernel(
-    residual, active, remainder, states, output, size, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+def activate_kernel(
+    values,
+    scale,
+    shift,
+    out,
+    size,
+    C: tl.constexpr,
+    AFFINE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Add a residual that was computed everywhere, where the unit was active, as `conv_kernel` does."""
-    position = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
+    """Norm and activation of rows."""
+    row = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    alive = tl.load(active + position, mask=position < size, other=0) != 0
-    written = alive[:, None] & (channel < C)[None, :]
-    at = position[:, None] * C + channel[None, :]
-    added = tl.load(residual + at, mask=written, other=0.0).to(tl.float32)
-    share = tl.load(remainder + position, mask=alive, other=0.0)
-    state = tl.load(states + at, mask=written, other=0.0).to(tl.float32) + added
-    tl.store(states + at, state.to(states.dtype.element_ty), mask=written)
-    summed = tl.load(output + at, mask=written, other=0.0).to(tl.float32) + share[:, None] * added
-    tl.store(output + at, summed.to(output.dtype.element_ty), mask=written)
+    inside = (row < size)[:, None] & (channel < C)[None, :]
+    at = row[:, None] * C + channel[None, :]
+    read = tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
+    if AFFINE:
+        read *= tl.load(scale + channel, mask=channel < C, other=0.0)[None, :]
+        read += tl.load(shift + channel, mask=channel < C, other=0.0)[None, :]
+    read = tl.where(read > 0, read, read * SLOPE)
+    tl.store(out + at, read.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -264,14 +264,26 @@ def pool(
     return partials
 
 
-def add(residual: Tensor, active: Tensor, remainder: Tensor, states: Tensor, output: Tensor) -> None:
-    """states += residual and output += remainder * residual where active; rows [positions, C]."""
-    positions, channels = residual.shape
-    block_c = min(128, _block(channels))
-    grid = (triton.cdiv(positions, 32), triton.cdiv(channels, block_c))
-    kernels.add_kernel[grid](
-        residual, active, remainder, states, output, positions, C=channels, BLOCK_P=32, BLOCK_C=block_c, num_warps=4
+def activate(values: Tensor, scale: Tensor | None, shift: Tensor | None, slope: float) -> Tensor:
+    """The norm (scale, shift) of rows [B, C], if there is one, and an activation of that slope."""
+    rows, channels = values.shape
+    out = torch.empty_like(values)
+    block_p, block_c = (1024 if INTERPRETED else 32), min(128, _block(channels))
+    grid = (triton.cdiv(rows, block_p), triton.cdiv(channels, block_c))
+    kernels.activate_kernel[grid](
+        values,
+        scale,
+        shift,
+        out,
+        rows,
+        C=channels,
+        AFFINE=scale is not None,
+        SLOPE=slope,
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        num_warps=4,
     )
+    return out
 
 
 class Halting:

@@ -53,7 +53,8 @@ def perforated_conv(
     if values.is_cuda and values.dtype != torch.float64:
         from . import launch
 
-        return launch.conv(values, rows, weight, bias, scale, shift, slope)
+        with torch.cuda.device(values.device):  # which Triton launches on
+            return launch.conv(values, rows, weight, bias, scale, shift, slope)
     taps = _taps(weight)
     count = used(rows, len(values))
     result = weight.new_empty(len(values) if rows is None else len(rows), len(weight))
@@ -109,7 +110,8 @@ def perforated_conv_backward(
     if values.is_cuda and values.dtype != torch.float64:
         from . import launch
 
-        return launch.conv_backward(grad, values, rows, weight, scale, shift, slope, wants)
+        with torch.cuda.device(values.device):
+            return launch.conv_backward(grad, values, rows, weight, scale, shift, slope, wants)
     grad = grad.contiguous()
     taps = _taps(weight)
     count = used(rows, len(values))

@@ -7,7 +7,9 @@ Everything has a row per position; a unit's convolutions compute the rows that a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +24,7 @@ from ..folding import activation_slope, fold_norms, norm_affine
 from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore
-from ..units import Stage
+from ..units import Unit
 from . import NormStatistics, Run, gather
 from .perforated import is_plain
 from .watch import Watch
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .launch import Halting
 
 DENSE_SHARE = 0.9
-"""Share of active positions from which a unit is computed everywhere, by PyTorch's own convolutions."""
+"""Share of active positions from which PyTorch computes a unit's 3x3 convolutions, everywhere."""
 
 OBSERVED_CALLS = 3
 """Calls whose shares decide, per image size, which units those are; after them results do not change any more."""
@@ -49,12 +51,14 @@ class Conv(NamedTuple):
         bias: float32 [C'], or None.
         wide: whether its outputs are wanted around active positions as well.
         slope: of the activation before the convolution where its input is negative; 1 for none.
+        layer: the same for PyTorch.
     """
 
     weight: Tensor
     bias: Tensor | None
     wide: bool
     slope: float
+    layer: nn.Conv2d
 
 
 class Head(NamedTuple):
@@ -83,23 +87,25 @@ class Head(NamedTuple):
 
 
 class UnitWeights(NamedTuple):
-    """A unit behind the first, as the kernels read it.
+    """A unit as the kernels read it.
 
     Attributes:
-        stages: of its branch, to compute it densely.
-        convs: the same, packed.
+        convs: of its branch.
         norm: (scale, shift) at its start, float32 [C]; Nones without one.
+        shortcut: what the residual is added to.
+        shortcut_preactivated: whether that reads the states behind the first norm and activation.
     """
 
-    stages: tuple[Stage, ...]
     convs: tuple[Conv, ...]
     norm: tuple[Tensor, Tensor] | tuple[None, None]
+    shortcut: nn.Module
+    shortcut_preactivated: bool
 
 
 class BlockWeights(NamedTuple):
-    """What the kernels read of a block: its units but the first, and the heads."""
+    """What the kernels read of a block: its units, the first one None where PyTorch has to run it, and the heads."""
 
-    units: list[UnitWeights]
+    units: list[UnitWeights | None]
     heads: list[Head]
 
 
@@ -131,7 +137,7 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
     check_device()
     otherwise = gather.prepare(model, freeze, norm_statistics)
     packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]] = {}
-    plans: dict[tuple[object, ...], Plan] = {}
+    plans: dict[tuple[Block, torch.Size, torch.dtype], Plan] = {}
     graphs: dict[tuple[object, ...], Graph] = {}
 
     def weights_of(block: Block, dtype: torch.dtype) -> BlockWeights | None:
@@ -148,23 +154,32 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
         if block.halting == "act":
             return gather.run_images(block, x, keep_distribution)
         in_size = x.shape[-2:]
-        first = block.units[0](x)
-        weights = weights_of(block, first.dtype)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        weights = weights_of(block, torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
         if weights is None:
             return gather.run_positions(block, gather.read_chains(block), x, keep_distribution)
-        plan = plans.setdefault((block, first.shape, first.dtype), Plan(len(block.units)))
-        return run_positions(block, weights, first, in_size, plan, keep_distribution)
+        first = weights.units[0]
+        states = block.units[0](x) if first is None else run_first(first, x)
+        plan = plans.setdefault((block, states.shape, states.dtype), Plan(len(block.units)))
+        return run_positions(block, weights, states, in_size, plan, keep_distribution)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         if torch.compiler.is_compiling() or not fits(model, images, freeze):
             return otherwise(images, keep_distribution=keep_distribution)
-        if not freeze or not images.is_cuda or torch.cuda.is_current_stream_capturing():
+        if not images.is_cuda:
             return model.run(images, run_block, keep_distribution)
-        key = images.shape, images.dtype, images.device, torch.is_autocast_enabled("cuda"), keep_distribution
+        with torch.cuda.device(images.device):  # which Triton launches on
+            return run_on_gpu(images, keep_distribution)
+
+    def run_on_gpu(images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
+        if not freeze or torch.cuda.is_current_stream_capturing():
+            return model.run(images, run_block, keep_distribution)
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        key = images.shape, images.dtype, images.device, autocast, keep_distribution
         graph = graphs.get(key)
         if graph is None:
             result = model.run(images, run_block, keep_distribution)
-            mine = [plan for (block, shape, _), plan in plans.items() if shape[0] == len(images)]  # type: ignore[index]
+            mine = [plan for (block, shape, _), plan in plans.items() if shape[0] == len(images)]
             if _can_capture(model, packed) and all(plan.decided for plan in mine) and len(graphs) < MAX_GRAPHS:
                 graphs[key] = Graph(images, lambda x: model.run(x, run_block, keep_distribution))
             return result
@@ -191,36 +206,44 @@ def fits(model: Network, images: Tensor, frozen: bool) -> bool:
 def pack(block: Block, dtype: torch.dtype) -> BlockWeights | None:
     """A SACT block in the kernels' layout; None, with a warning, where it has what they lack."""
     try:
-        units = [_pack_unit(unit.stages(), unit.keeps_state, dtype) for unit in block.units[1:]]
+        units: list[UnitWeights | None] = [_pack_unit(unit, dtype, True) for unit in block.units[1:]]
         heads = [_pack_head(head, dtype) for head in block.scores if isinstance(head, PositionScore)]
     except Unsupported as error:
         warnings.warn(f"the GPU engine lacks {error}; the slower gather engine runs this block", stacklevel=2)
         return None
-    return BlockWeights(units, heads)
+    try:
+        return BlockWeights([_pack_unit(block.units[0], dtype, False), *units], heads)
+    except Unsupported:  # of no weight: PyTorch runs it densely all the same
+        return BlockWeights([None, *units], heads)
 
 
-def _pack_unit(stages: tuple[Stage, ...], keeps_state: bool, dtype: torch.dtype) -> UnitWeights:
-    if not keeps_state:
+def _pack_unit(unit: Unit, dtype: torch.dtype, listed: bool) -> UnitWeights:
+    """A unit that is to be evaluated at listed positions, or everywhere."""
+    if listed and not unit.keeps_state:
         raise Unsupported("units behind a block's first whose shortcut is not the identity")
-    folded = fold_norms(stages)
+    exact = copy.deepcopy(unit).float()  # folded in float32, and rounded once
+    folded = fold_norms(exact.stages())
     convs = []
     norm: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
     for index, stage in enumerate(folded):
         conv = stage.conv
-        if not is_plain(conv) or conv.kernel_size[0] > 3 or stage.reach > 1:
+        if listed and (not is_plain(conv) or conv.kernel_size[0] > 3 or stage.reach > 1):
             raise Unsupported(f"the convolution {conv}, or its place in a unit")
         first, slope = _read_pointwise(stage.pointwise)
         if first is not None and index > 0:
             raise Unsupported(f"{first} behind an activation")
         norm = norm if first is None else _affine(first)
         bias = None if conv.bias is None else conv.bias.float()
-        convs.append(Conv(conv.weight.permute(2, 3, 1, 0).to(dtype).contiguous(), bias, stage.reach == 1, slope))
-    return UnitWeights(folded, tuple(convs), norm)
+        weight = conv.weight.permute(2, 3, 1, 0).to(dtype).contiguous()
+        layer = copy.deepcopy(conv).to(dtype).to(memory_format=torch.channels_last)
+        convs.append(Conv(weight, bias, stage.reach == 1, slope, layer))
+    return UnitWeights(tuple(convs), norm, exact.shortcut.to(dtype), unit.shortcut_preactivated)
 
 
 def _pack_head(head: PositionScore, dtype: torch.dtype) -> Head:
     from . import launch
 
+    head = copy.deepcopy(head).float()
     conv = head.local_conv
     if conv.kernel_size != (3, 3):
         raise Unsupported(f"the score convolution {conv}")
@@ -295,9 +318,10 @@ def run_positions(
     dense = plan.dense()
     for index in range(len(block.units)):
         if index > 0:
-            unit = weights.units[index - 1]
+            unit = weights.units[index]
+            assert unit is not None
             last = unit.convs[-1]
-            inner = (_run_dense if dense[index] else _run_listed)(unit, rows, output, state)
+            inner = _run_unit(unit, rows, output, state, dense[index])
         if index == len(block.units) - 1:
             break
         head = weights.heads[index]
@@ -335,14 +359,25 @@ def run_positions(
     return picture, block.ponder(spent, in_size, (height, width), state.distribution)
 
 
-def _run_listed(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting) -> Tensor:
-    """A unit at the active positions: changes states and output there. Returns what its last convolution read."""
+def _run_unit(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting, dense: bool) -> Tensor:
+    """A unit at the active positions: changes states and output there.
+
+    With `dense`, PyTorch computes its 3x3 convolutions everywhere. Those then also read rows that nothing has written,
+    but only for positions that are not active.
+
+    Returns:
+        What the last convolution read, [positions, C].
+    """
     from . import launch
 
     values = rows
     for index, conv in enumerate(unit.convs):
         is_last = index == len(unit.convs) - 1
+        slope = 1.0 if is_last else unit.convs[index + 1].slope
         inner = values
+        if dense and not is_last and index > 0 and conv.weight.shape[0] > 1:
+            values = _convolve_everywhere(conv, values, state.size, slope)
+            continue
         out = rows if is_last else values.new_empty(len(rows), conv.weight.shape[-1])
         launch.run_conv(
             values,
@@ -356,7 +391,7 @@ def _run_listed(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting)
             scale=unit.norm[0] if index == 0 else None,
             shift=unit.norm[1] if index == 0 else None,
             slope_before=conv.slope if index == 0 else 1.0,
-            slope_after=1.0 if is_last else unit.convs[index + 1].slope,
+            slope_after=slope,
             summed=output if is_last else None,
             remainder=state.remainder if is_last else None,
         )
@@ -364,23 +399,45 @@ def _run_listed(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting)
     return inner
 
 
-def _run_dense(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting) -> Tensor:
-    """The same, computed everywhere and kept where active."""
+def _convolve_everywhere(conv: Conv, rows: Tensor, size: tuple[int, int], slope: float) -> Tensor:
+    """A convolution of whole pictures by PyTorch, and the activation behind it; rows in and out."""
+    picture = conv.layer(rows.view(-1, *size, rows.shape[1]).permute(0, 3, 1, 2))
+    if slope != 1:
+        F.leaky_relu_(picture, slope)
+    return picture.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def run_first(unit: UnitWeights, x: Tensor) -> Tensor:
+    """A block's first unit, which runs everywhere: norms folded, activations part of convolutions where they can be.
+
+    Args:
+        unit: packed.
+        x: [N, C, H, W].
+
+    Returns:
+        [N, C', H', W'], channels last, in memory of its own.
+    """
     from . import launch
 
-    values = rows.view(-1, *state.size, rows.shape[1]).permute(0, 3, 1, 2)
-    for index, (stage, conv) in enumerate(zip(unit.stages, unit.convs, strict=True)):
-        if index == 0 and unit.norm[0] is not None:
-            scale, shift = (factor.to(values.dtype)[:, None, None] for factor in unit.norm if factor is not None)
-            values = torch.addcmul(shift, values, scale)
-        if conv.slope != 1:
-            values = F.leaky_relu(values, conv.slope, inplace=index > 0 or unit.norm[0] is not None)
-        inner = values
-        bias = None if conv.bias is None else conv.bias.to(values.dtype)
-        values = F.conv2d(values, conv.weight.permute(3, 2, 0, 1), bias, padding=stage.conv.padding)
-    residual = values.permute(0, 2, 3, 1).reshape(rows.shape)
-    launch.add(residual, state.active, state.remainder, rows, output)
-    return inner.permute(0, 2, 3, 1).reshape(len(rows), -1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    values = x.permute(0, 2, 3, 1)
+    if unit.norm[0] is not None or unit.convs[0].slope != 1:
+        values = launch.activate(values.flatten(0, 2), unit.norm[0], unit.norm[1], unit.convs[0].slope).view(
+            values.shape
+        )
+    start = values
+    for index, conv in enumerate(unit.convs):
+        slope = unit.convs[index + 1].slope if index + 1 < len(unit.convs) else 1.0
+        if conv.layer.kernel_size == conv.layer.stride == (1, 1):
+            out = values.new_empty(*values.shape[:3], conv.weight.shape[-1])
+            rows = values.flatten(0, 2)
+            launch.run_conv(rows, conv.weight, out.flatten(0, 2), at_most=len(rows), bias=conv.bias, slope_after=slope)
+            values = out
+        else:
+            picture = conv.layer(values.permute(0, 3, 1, 2))
+            values = (picture if slope == 1 else F.leaky_relu_(picture, slope)).permute(0, 2, 3, 1).contiguous()
+    shortcut = unit.shortcut(start.permute(0, 3, 1, 2) if unit.shortcut_preactivated else x)
+    return values.permute(0, 3, 1, 2).add_(shortcut)
 
 
 class Plan:
@@ -438,13 +495,20 @@ class Graph:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output, self.ponder = call(self.images)
+        self.lock = threading.Lock()
+        self.done = torch.cuda.Event()
 
     def replay(self, images: Tensor) -> tuple[Tensor | list[Tensor], Ponder]:
         """The result for other images, in memory of its own."""
-        self.images.copy_(images)
-        self.graph.replay()
-        output = [one.clone() for one in self.output] if isinstance(self.output, list) else self.output.clone()
-        return output, dataclasses.replace(self.ponder, blocks=[_own(block) for block in self.ponder.blocks])
+        with self.lock:
+            # Threads may call from streams of their own.
+            torch.cuda.current_stream().wait_event(self.done)
+            self.images.copy_(images)
+            self.graph.replay()
+            output = [one.clone() for one in self.output] if isinstance(self.output, list) else self.output.clone()
+            ponder = dataclasses.replace(self.ponder, blocks=[_own(block) for block in self.ponder.blocks])
+            self.done.record()
+        return output, ponder
 
 
 def _own(ponder: BlockPonder) -> BlockPonder:
