@@ -7,6 +7,7 @@ convolution at listed positions reads k x k rows for each and is one matrix prod
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from .. import halting
 from ..block import Block
 from ..folding import fold_norms
+from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
-from ..units import Stage, describe
+from ..units import Stage, Unit, describe
 from . import NormStatistics, Run
+from .ops import wide_type
 from .perforated import Positions, convolve, has_training_norm, is_plain, perforated
 from .watch import Watch
 
@@ -125,6 +128,36 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
     return output.to(x.dtype), block.ponder(state, in_size, output.shape[-2:], distribution)
 
 
+@dataclass
+class States:
+    """What a SACT block holds while it runs.
+
+    Attributes:
+        size: (N, H, W).
+        rows: states [P, C].
+        held: their positions, int64 [P] ascending; None where they are all there are.
+        output: the block's output so far, [N H W, C], float32 or wider.
+        mean: the mean state of each image, for the global score, [N, C], float32 or wider.
+    """
+
+    size: tuple[int, int, int]
+    rows: Tensor
+    held: Tensor | None
+    output: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> States:
+        """Those behind the first unit, whose states [N, C, H, W] are also the output so far."""
+        rows, wide = _as_rows(x), wide_type(x.dtype)
+        size = x.shape[0], x.shape[2], x.shape[3]
+        return cls(size, rows, None, rows.to(wide, copy=True), x.mean((2, 3), dtype=wide))
+
+    def picture(self, rows: Tensor) -> Tensor:
+        """Rows of all positions as [N, C, H, W], channels last."""
+        return rows.view(*self.size, -1).permute(0, 3, 1, 2)
+
+
 def run_positions(
     block: Block, chains: Sequence[Chains], x: Tensor, keep_distribution: bool
 ) -> tuple[Tensor, BlockPonder]:
@@ -132,70 +165,82 @@ def run_positions(
 
     The output, the sum of p^l x^l, is accumulated as x^1 + sum of R^l (x^l - x^{l-1}), R^l being the remainder before
     unit l: the same, since the p^l from l on sum to R^l, and it reads nothing but what a unit has just added.
-
-    While gradients are recorded the states of positions that nothing will read again are let go, so that what is kept
-    for the backward pass falls with the share, too.
     """
     in_size = x.shape[-2:]
     x = block.units[0](x)
-    count, channels, height, width = x.shape
-    area = height * width
+    states = States.of(x)
     state = halting.start(x[:, 0])
-    wide = state.remainder.dtype
-    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    held: Tensor | None = None  # the positions that the rows stand for, None for all
-    output = rows.to(wide, copy=True)
-    mean = x.mean((2, 3), dtype=wide)  # for the global score; later units update it with what they change
     weights: list[Tensor] = []
-    recording, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
-    lets_go = recording and not compiling and all(chain.branch is not None for chain in chains[1:])
+    stops = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    all_listed = all(chain.branch is not None for chain in chains[1:])
     dense_share = _dense_share(block)
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         positions = Positions(state.active)
-        listed = positions.at(0)
-        if not recording and not compiling and not len(listed):
+        if stops and not len(positions.at(0)):
             break
-        if unit is not block.units[0]:
-            at = listed.clamp(min=0) if compiling else listed
-            dense = held is None and not compiling and len(listed) > dense_share * len(rows)
-            if chain.branch is None or dense:
-                picture = unit(_as_picture(rows, count, height, width), state.active)
-                changed = picture.permute(0, 2, 3, 1).reshape(-1, channels)
-                output = output + (state.remainder * state.active).flatten()[:, None] * (changed - rows)
-                rows, mean = changed, picture.mean((2, 3), dtype=wide)
-            else:
-                residual = perforated(chain.branch, rows, held, positions)
-                output.index_add_(0, at, state.remainder.flatten().index_select(0, at)[:, None] * residual)
-                mean = mean + _image_sums(residual.to(wide), at // area, count) / area
-                if lets_go:
-                    wanted = positions.at(max(stages[0].in_reach for stages in chain if stages))
-                    rows = rows.index_select(0, positions.table(held, wanted, 1)[:, 0])
-                    held = wanted
-                elif recording:
-                    rows = rows.clone()
-                place = at if held is None else positions.table(held, listed, 1)[:, 0]
-                rows.index_add_(0, place, residual.to(rows.dtype))
+        if index > 0 and (chain.branch is None or _is_dense(states, positions, dense_share)):
+            add_everywhere(states, unit, state)
+        elif index > 0:
+            add_listed(states, chain, positions, state.remainder, all_listed)
         score = None
         if head is not None and chain.score is not None:
-            local = _local_logits(chain.score[0], rows, held, positions)
-            logit = local + head.pooled(mean.to(x.dtype)[:, :, None, None])[:, None, None]
-            score = block.decide(to_score(logit), index)
+            local = _local_logits(chain.score[0], states.rows, states.held, positions)
+            pooled = head.pooled(states.mean.to(x.dtype)[:, :, None, None])
+            score = block.decide(to_score(local + pooled[:, None, None]), index)
         state, weight = halting.step(state, score, block.eps)
         if keep_distribution:
             weights.append(weight)
     distribution = _stack(weights, len(block.units)) if keep_distribution else None
-    picture = _as_picture(output.to(x.dtype), count, height, width)
-    return picture, block.ponder(state, in_size, (height, width), distribution)
+    return states.picture(states.output.to(x.dtype)), block.ponder(state, in_size, x.shape[-2:], distribution)
 
 
-def _as_picture(rows: Tensor, count: int, height: int, width: int) -> Tensor:
-    return rows.view(count, height, width, -1).permute(0, 3, 1, 2)
+def add_everywhere(states: States, unit: Unit, state: HaltingState) -> None:
+    """A unit computed at all positions, and kept where they are active."""
+    picture = unit(states.picture(states.rows), state.active)
+    rows = _as_rows(picture)
+    states.output = states.output + (state.remainder * state.active).flatten()[:, None] * (rows - states.rows)
+    states.rows, states.mean = rows, picture.mean((2, 3), dtype=states.mean.dtype)
+
+
+def add_listed(states: States, chain: Chains, positions: Positions, remainder: Tensor, lets_go: bool) -> None:
+    """A unit at the active positions.
+
+    While gradients are recorded, and with `lets_go`, the states of positions that nothing will read again are let go,
+    so that what is kept for the backward pass falls with the share, too.
+    """
+    assert chain.branch is not None
+    residual = perforated(chain.branch, states.rows, states.held, positions)
+    listed = positions.at(0)
+    at = listed.clamp(min=0) if torch.compiler.is_compiling() else listed
+    states.output.index_add_(0, at, remainder.flatten().index_select(0, at)[:, None] * residual)
+    count, height, width = states.size
+    added = _image_sums(residual.to(states.mean.dtype), at // (height * width), count)
+    states.mean = states.mean + added / (height * width)
+    if torch.is_grad_enabled():  # the states before the unit are part of the record
+        if lets_go and not torch.compiler.is_compiling():
+            wanted = positions.at(max(stages[0].in_reach for stages in chain if stages))
+            states.rows = states.rows.index_select(0, positions.table(states.held, wanted, 1)[:, 0])
+            states.held = wanted
+        else:
+            states.rows = states.rows.clone()
+    place = at if states.held is None else positions.table(states.held, listed, 1)[:, 0]
+    states.rows.index_add_(0, place, residual.to(states.rows.dtype))
+
+
+def _is_dense(states: States, positions: Positions, dense_share: float) -> bool:
+    if states.held is not None or torch.compiler.is_compiling():
+        return False
+    return len(positions.at(0)) > dense_share * len(states.rows)
 
 
 def _dense_share(block: Block) -> float:
     if not torch.is_grad_enabled():
         return DENSE_SHARE
     return 1.0 if _trains(block) else DENSE_TRAINING_SHARE
+
+
+def _as_rows(picture: Tensor) -> Tensor:
+    return picture.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _local_logits(stage: Stage, rows: Tensor, held: Tensor | None, positions: Positions) -> Tensor:
