@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import roofline
 import torch
 import torch.nn.functional as F
 from gpu_report import LEFT_OUT, ROWS, Row, bars_table, write_report
-from roofline import BYTES, Part, parts
 from torch import Tensor, nn
 
 import sact
@@ -47,7 +47,7 @@ from sact.engines import triton as engine
 from sact.files import replacing, write_json
 from sact.flops import block_flops, dilate
 from sact.flops_report import shapes
-from sact.ponder import Ponder
+from sact.ponder import BlockPonder, Ponder
 
 OUT = Path(__file__).resolve().parent
 KEPT = OUT.parent / "runs" / "bench-gpu"
@@ -61,12 +61,14 @@ ROUNDING = {"bf16": 2.0**-8, "fp32": 2.0**-11}
 """And one rounding of a number to bfloat16, or to TF32."""
 
 FIRST_GUESS, QUICK_GUESS = 150.0, 75.0
-"""Seconds that a row is taken to need until one has been measured."""
+"""Seconds that a row is taken to need until one of its kind has been measured; the second without max-autotune."""
 RESERVE = 60.0
 """Seconds that compiling a peer must leave to the rest of its row."""
 
 Call = Callable[[Tensor], Any]
 """Images in, logits out (and maybe more)."""
+Answer = tuple[Tensor, dict[str, Tensor]]
+"""Logits, and gradients by name."""
 
 
 class Device(NamedTuple):
@@ -105,6 +107,17 @@ class Effort(NamedTuple):
     calls: int = 8
 
 
+EFFORT = Effort()
+
+
+class Part(NamedTuple):
+    """What a block, with the stem or the head beside it, demands of a machine: FLOPs, and bytes moved."""
+
+    name: str
+    flops: int
+    bytes: int
+
+
 class Peer(NamedTuple):
     """A way to run the plain network.
 
@@ -117,6 +130,31 @@ class Peer(NamedTuple):
     name: str
     prepare: Callable[[nn.Module, Tensor], Call]
     instead: Peer | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row, and all that measuring it takes.
+
+    Attributes:
+        row: what to measure.
+        model: float32 on the CPU, in evaluation mode.
+        images: on the device, [N, C, H, W] in channels-last.
+        targets: of training, int64 [N].
+        device: where.
+        peers: of the plain network.
+        effort: how long.
+        stop: when, by `time.perf_counter`, all must be over.
+    """
+
+    row: Row
+    model: sact.Network
+    images: Tensor
+    targets: Tensor
+    device: Device
+    peers: Sequence[Peer]
+    effort: Effort
+    stop: float
 
 
 @dataclass
@@ -167,7 +205,7 @@ class TimeIsUp(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and report; the exit code is 1 where something failed, and 2 without a CUDA device or for a bad argument."""
+    """Measure and report; the exit code is 1 where something failed, 2 for a bad argument or without a CUDA device."""
     parser = argparse.ArgumentParser(description="Time the GPU engine beside the plain network.")
     names = [row.name for row in ROWS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
@@ -203,30 +241,32 @@ def run(options: argparse.Namespace, chosen: Sequence[Row], device: Device) -> i
     held = environment(options)
     model = make_model()
     limits = measure_limits(device)
-    guess, failed, left_out = QUICK_GUESS if options.quick else FIRST_GUESS, False, {}
+    guesses = {"inference": QUICK_GUESS if options.quick else FIRST_GUESS, "training": QUICK_GUESS}
+    failed = False
+    left_out: dict[str, str] = {}
     for row in chosen:
         start = time.perf_counter()
-        if stop - start < guess:
-            left_out[row.name] = f"left out: it needs about {guess:.0f} s, and {max(0, stop - start):.0f} s were left"
-            continue
-        print(f"{row.name} ...", file=sys.stderr, flush=True)
-        try:
-            maps = keep_units(model, row, options.kept)
-            result = measure(row, model, maps, device, peers_of(row, options.quick), stop=stop)
-        except Exception as error:  # the rows that follow may still do
-            left_out[row.name], failed = said(error), True
-            continue
-        finally:
+        if stop - start < guesses[row.kind]:
+            left = max(0, stop - start)
+            left_out[row.name] = f"it needs about {guesses[row.kind]:.0f} s, and {left:.0f} s were left"
+        else:
+            print(f"{row.name} ...", file=sys.stderr, flush=True)
+            try:
+                maps = keep_units(model, row, options.kept)
+                result = measure(row, model, maps, device, peers_of(row, options.quick), stop=stop)
+                failed |= any(one["failed"] for one in result["contestants"])
+                if not any(one["milliseconds"] for one in result["contestants"]):
+                    raise RuntimeError(result["contestants"][-1]["problem"])
+                write_json(options.kept / f"{row.name}.json", result | {"limits": limits, "environment": held})
+                print(f"{bars_table([row], {row.name: result})}\n", flush=True)
+                guesses[row.kind] = time.perf_counter() - start
+            except Exception as error:  # the rows that follow may still do
+                left_out[row.name], failed = said(error), True
             release()
-        guess = time.perf_counter() - start
-        failed |= any(one["failed"] for one in result["contestants"])
-        write_json(options.kept / f"{row.name}.json", result | {"limits": limits, "environment": held})
+        write_json(options.kept / LEFT_OUT, left_out)
         write_report(options.kept, options.out)
-        print(f"{bars_table([row], {row.name: result})}\n", flush=True)
-    write_json(options.kept / LEFT_OUT, left_out)
-    write_report(options.kept, options.out)
     for name, reason in left_out.items():
-        print(f"{name}: {reason}")
+        print(f"{name}, left out: {reason}")
     print(f"the report is in {options.out / 'gpu.md'}")
     return int(failed)
 
@@ -270,7 +310,7 @@ def measure(
     maps: dict[float, list[Tensor]],
     device: Device,
     peers: Sequence[Peer],
-    effort: Effort = Effort(),  # noqa: B008  # a tuple
+    effort: Effort = EFFORT,
     stop: float = math.inf,
 ) -> dict[str, Any]:
     """Compare and time one row.
@@ -294,17 +334,11 @@ def measure(
     images = images.to(device.name, torch.float32 if training else DTYPES[row.precision])
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(model.config.num_classes, (len(images),), generator=generator).to(device.name)
+    setting = Setting(row, model, images, targets, device, peers, effort, stop)
     plain_flops = len(images) * shapes(model, row.shape[1:]).dense_flops
     with torch.set_grad_enabled(training), arithmetic(tf32=True, benchmark=True):
-        if training:
-            contestants = training_peers(row, model, images, targets, device, peers, stop)
-            contestants += [train_ours(row, model, images, targets, share, maps[share], device) for share in maps]
-        else:
-            contestants = inference_peers(row, model, images, device, peers, stop)
-            contestants += [
-                infer_ours(row, model, images, share, maps[share], device, effort, exact=share == row.shares[0])
-                for share in maps
-            ]
+        contestants = training_peers(setting) if training else inference_peers(setting)
+        contestants += [(train_ours if training else infer_ours)(setting, share, maps[share]) for share in row.shares]
         for one in contestants:
             one.flops = one.flops or plain_flops
         turns = take_turns(contestants, device, effort)
@@ -352,34 +386,34 @@ def peers_of(row: Row, quick: bool) -> tuple[Peer, ...]:
     return EAGER, COMPILE if quick or row.kind == "training" else MAX_AUTOTUNE
 
 
-def inference_peers(
-    row: Row, model: sact.Network, images: Tensor, device: Device, peers: Sequence[Peer], stop: float
-) -> list[Contestant]:
+def inference_peers(setting: Setting) -> list[Contestant]:
     """The plain network in every peer, compared."""
-    plain = plain_network(model).to(device.name, images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # `to` takes all three
+    images, precision = setting.images, setting.row.precision
+    plain = plain_network(setting.model)
+    plain.to(setting.device.name, images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes all three
     with arithmetic(tf32=False, benchmark=False):
         expected = copy.deepcopy(plain).float()(images.float())
     with arithmetic(tf32=True, benchmark=False):
-        allowed = ERRORS * difference(plain(images), expected) + ROUNDING[row.precision]
+        allowed = ERRORS * difference(plain(images), expected) + ROUNDING[precision]
 
     def prepare(one: Contestant, peer: Peer) -> None:
-        captured = device.capture(peer.prepare(copy.deepcopy(plain), images), images)
+        captured = setting.device.capture(peer.prepare(copy.deepcopy(plain), images), images)
         one.run, one.graph = (lambda: captured(images)), True
         one.judge(difference(captured(images), expected), allowed)
 
-    return attempt(peers, prepare, stop)
+    return attempt(setting, prepare)
 
 
-def attempt(peers: Sequence[Peer], prepare: Callable[[Contestant, Peer], None], stop: float) -> list[Contestant]:
+def attempt(setting: Setting, prepare: Callable[[Contestant, Peer], None]) -> list[Contestant]:
     """Prepare every peer; whatever goes wrong with one is its problem, and what stands for it is tried."""
     found = []
-    for peer in peers:
+    for peer in setting.peers:
         tried: Peer | None = peer
         while tried is not None:
             one = Contestant(tried.name)
             try:
                 # What stands in must have its turn as well.
-                with time_limit(stop - time.perf_counter() - RESERVE * (2 if tried.instead else 1)):
+                with time_limit(setting.stop - time.perf_counter() - RESERVE * (2 if tried.instead else 1)):
                     prepare(one, tried)
             except (Exception, TimeIsUp) as error:
                 one.problem = said(error)
@@ -388,34 +422,25 @@ def attempt(peers: Sequence[Peer], prepare: Callable[[Contestant, Peer], None], 
     return found
 
 
-def infer_ours(
-    row: Row,
-    model: sact.Network,
-    images: Tensor,
-    share: float,
-    units: Sequence[Tensor],
-    device: Device,
-    effort: Effort,
-    exact: bool,
-) -> Contestant:
-    """Our network at one share, compared; with `exact` in float32 without TF32, too."""
-    one = Contestant("sact", share)
+def infer_ours(setting: Setting, share: float, units: Sequence[Tensor]) -> Contestant:
+    """Our network at one share, compared; the first one in float32 without TF32, too."""
+    row, images, one = setting.row, setting.images, Contestant("sact", share)
     try:
-        network = forced(model, units, device, images.dtype)
+        network = forced(setting, units)
         with arithmetic(tf32=False, benchmark=False):
             expected, spent = copy.deepcopy(network).float()(images.float(), return_ponder=True)
-            one.flops, one.parts = int(spent.flops.sum()), demanded(model, row, units)
-            if exact and row.precision == "fp32":
+            one.flops, one.parts = int(spent.flops.sum()), demanded(setting.model, row, units)
+            if row.precision == "fp32" and share == row.shares[0]:
                 one.judge(difference(sact.compile(network, "triton")(images), expected), EXACT, "without TF32 it")
                 if one.problem:
                     return one
         with arithmetic(tf32=True, benchmark=False):
             allowed = ERRORS * difference(network(images), expected) + ROUNDING[row.precision]
         fast = sact.compile(network, "triton", freeze=True)
-        for number in range(effort.calls):
+        for number in range(setting.effort.calls):
             fast(images)
             if number + 1 == engine.OBSERVED_CALLS:
-                device.synchronise()
+                setting.device.synchronise()
         one.graph = replays_a_graph(fast, images)
         logits, ponder = fast(images, return_ponder=True)
         one.judge(difference(logits, expected), allowed)
@@ -427,11 +452,12 @@ def infer_ours(
     return one
 
 
-def forced(model: sact.Network, units: Sequence[Tensor], device: Device, dtype: torch.dtype) -> sact.Network:
-    """A copy on the device that runs these units."""
-    network = copy.deepcopy(model).to(device.name, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # `to` takes all three
+def forced(setting: Setting, units: Sequence[Tensor]) -> sact.Network:
+    """A copy of the network, in the images' precision on the device, that runs these units."""
+    network, device = copy.deepcopy(setting.model), setting.device.name
+    network.to(device, setting.images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes all three
     for block, counts in zip(network.blocks, units, strict=True):
-        block.forced_units = counts.to(device.name)
+        block.forced_units = counts.to(device)
     return network
 
 
@@ -462,82 +488,69 @@ class Step:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0, momentum=0.9)
 
     def __call__(self) -> None:
-        self.answer()
+        self.differentiate(autocast=True)
         self.optimizer.step()
 
-    def answer(self, autocast: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the loss's gradients by name."""
+    def differentiate(self, autocast: bool) -> Tensor:
+        """The loss's gradients; returns the logits."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=autocast):
-            logits = self.call(self.images)
+            logits: Tensor = self.call(self.images)
         F.cross_entropy(logits.float(), self.targets).backward()
+        return logits
+
+    def answer(self, autocast: bool = True) -> Answer:
+        """Logits, and gradients by name."""
+        logits = self.differentiate(autocast).detach()
         named = self.network.named_parameters()
-        return logits.detach(), {name: weight.grad for name, weight in named if weight.grad is not None}
+        return logits, {name: weight.grad for name, weight in named if weight.grad is not None}
 
 
-def training_peers(
-    row: Row,
-    model: sact.Network,
-    images: Tensor,
-    targets: Tensor,
-    device: Device,
-    peers: Sequence[Peer],
-    stop: float,
-) -> list[Contestant]:
+def training_peers(setting: Setting) -> list[Contestant]:
     """Training steps of the plain network in every peer, compared."""
-    plain = plain_network(model).to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]  # `to` takes both
-    expected, allowed = definition(row, plain, images, targets)
+    plain = plain_network(setting.model)
+    plain.to(setting.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes both
+    expected, allowed = definition(setting, plain)
 
     def prepare(one: Contestant, peer: Peer) -> None:
         network = copy.deepcopy(plain)
-        with torch.autocast(device.name, torch.bfloat16):
-            call = peer.prepare(network, images)
-        compare_step(one, Step(network, call, images, targets), expected, allowed, device)
+        with torch.autocast(setting.device.name, torch.bfloat16):
+            call = peer.prepare(network, setting.images)
+        compare_step(one, setting, Step(network, call, setting.images, setting.targets), expected, allowed)
 
-    return attempt(peers, prepare, stop)
+    return attempt(setting, prepare)
 
 
-def train_ours(
-    row: Row,
-    model: sact.Network,
-    images: Tensor,
-    targets: Tensor,
-    share: float,
-    units: Sequence[Tensor],
-    device: Device,
-) -> Contestant:
+def train_ours(setting: Setting, share: float, units: Sequence[Tensor]) -> Contestant:
     """Our network's training step at one share, compared."""
     one = Contestant("sact", share)
     try:
-        network = forced(model, units, device, torch.float32)
-        expected, allowed = definition(row, network, images, targets)
+        network = forced(setting, units)
+        expected, allowed = definition(setting, network)
         with torch.no_grad():
-            one.flops = int(network(images, return_ponder=True)[1].flops.sum())
-        compare_step(one, Step(network, sact.compile(network, "triton"), images, targets), expected, allowed, device)
+            one.flops = int(network(setting.images, return_ponder=True)[1].flops.sum())
+        step = Step(network, sact.compile(network, "triton"), setting.images, setting.targets)
+        compare_step(one, setting, step, expected, allowed)
     except Exception as error:
         one.problem, one.failed = said(error), True
     return one
 
 
-Answer = tuple[Tensor, dict[str, Tensor]]
-
-
-def definition(row: Row, network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Answer, tuple[float, float]]:
+def definition(setting: Setting, network: nn.Module) -> tuple[Answer, tuple[float, float]]:
     """A network's own logits and gradients in float32, and how much those of autocast may differ from them."""
-    step = Step(network, network, images, targets)
+    step = Step(network, network, setting.images, setting.targets)
     with arithmetic(tf32=False, benchmark=False):
         expected = step.answer(autocast=False)
         logits, gradients = step.answer()
     step.optimizer.zero_grad(set_to_none=True)
+    rounding = ROUNDING[setting.row.precision]
     return expected, (
-        ERRORS * difference(logits, expected[0]) + ROUNDING[row.precision],
-        GRADIENT_ERRORS * gradient_difference(gradients, expected[1]) + ROUNDING[row.precision],
+        ERRORS * difference(logits, expected[0]) + rounding,
+        GRADIENT_ERRORS * gradient_difference(gradients, expected[1]) + rounding,
     )
 
 
-def compare_step(
-    one: Contestant, step: Step, expected: Answer, allowed: tuple[float, float], device: Device
-) -> None:
+def compare_step(one: Contestant, setting: Setting, step: Step, expected: Answer, allowed: tuple[float, float]) -> None:
     """Logits and gradients of a step, then its memory."""
     logits, gradients = step.answer()
     one.judge(gradient_difference(gradients, expected[1]), allowed[1], "its gradient")
@@ -548,7 +561,7 @@ def compare_step(
     del logits, gradients
     step()
     step.optimizer.zero_grad(set_to_none=True)
-    one.memory = device.peak(step)
+    one.memory = setting.device.peak(step)
     one.run = step
 
 
@@ -622,9 +635,199 @@ def summary(contestants: Sequence[Contestant], plain_flops: int) -> dict[str, An
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median and quartiles, in milliseconds."""
-    values = np.percentile(1e3 * np.asarray(seconds), [25, 50, 75])
-    return {name: float(value) for name, value in zip(("lower_quartile", "median", "upper_quartile"), values, strict=True)}
+    lower, median, upper = np.percentile(1e3 * np.asarray(seconds), [25, 50, 75])
+    return {"lower_quartile": float(lower), "median": float(median), "upper_quartile": float(upper)}
 
 
-def demanded(model: sact.Network, row: Row, units: Sequence[Tensor] | None) -> list[Demand]:
-    raise NotImplementedError
+def demanded(model: sact.Network, row: Row, units: Sequence[Tensor] | None) -> list[Part]:
+    """What a row demands block by block where these units run; None for the plain network."""
+    ponder = shapes(model, row.shape[1:])
+    runs = list(units) if units is not None else [whole(row, block) for block in ponder.blocks]
+    size = DTYPES[row.precision].itemsize
+    found = []
+    for part, block, spent, run in zip(
+        roofline.parts(model, row.shape, runs), model.blocks, ponder.blocks, runs, strict=True
+    ):
+        flops, numbers = part.flops, (part.weight_bytes + part.activation_bytes) // roofline.BYTES
+        shortcut = block.units[0].shortcut
+        if isinstance(shortcut, nn.Conv2d):
+            numbers += run.numel() * (shortcut.in_channels + shortcut.out_channels)
+        if units is None:  # no score heads
+            flops += row.shape[0] * spent.description.dense_flops - int(block_flops(spent.description, run).sum())
+        else:
+            numbers += halting_numbers(block, run)
+        found.append(Part(part.name, flops, size * numbers))
+    return found
+
+
+def whole(row: Row, block: BlockPonder) -> Tensor:
+    """Every unit everywhere, int [N, H, W]."""
+    return torch.full((row.shape[0], *block.description.out_size), block.max_units, dtype=torch.int32)
+
+
+def halting_numbers(block: Block, units: Tensor) -> int:
+    """Numbers that halting moves: score heads read states and weights, the block's output is read and written."""
+    channels, numbers = block.units[0].out_channels, 0
+    for index in range(1, len(block.units) + 1):
+        active = units >= index
+        if index > 1:
+            numbers += 2 * channels * int(active.sum())
+        if index < len(block.units) and bool(active.any()):
+            numbers += channels * (9 + int(dilate(active, 1).sum()))
+    return numbers
+
+
+def measure_limits(device: Device, side: int = 8192, floats: int = 1 << 29) -> dict[str, float]:
+    """Bytes per second of a copy, read and written, and FLOPs per second of matrix products; the best of several."""
+    with arithmetic(tf32=True, benchmark=True):
+        products = {name: product_rate(device, side, dtype) for name, dtype in DTYPES.items()}
+    return {"copy": copy_rate(device, floats)} | products
+
+
+def copy_rate(device: Device, floats: int) -> float:
+    """Bytes per second."""
+    source = torch.randn(floats, device=device.name)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / best(device, lambda: target.copy_(source))
+
+
+def product_rate(device: Device, side: int, dtype: torch.dtype) -> float:
+    """FLOPs per second."""
+    one, other = (torch.randn(side, side, device=device.name).to(dtype) for _ in range(2))
+    out = torch.empty_like(one)
+    return 2 * side**3 / best(device, lambda: torch.mm(one, other, out=out))
+
+
+def best(device: Device, run: Callable[[], object]) -> float:
+    """Seconds per run, of the fastest of several goes."""
+    device.clock(run, 3)
+    return min(device.clock(run, 5) for _ in range(5))
+
+
+def cuda_device() -> Device:
+    """The current CUDA device."""
+    return Device("cuda", cuda_clock, cuda_graph, torch.cuda.synchronize, cuda_peak)
+
+
+def cuda_clock(run: Callable[[], object], times: int) -> float:
+    """Seconds per run, on the device."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
+
+
+def cuda_graph(call: Call, images: Tensor) -> Call:
+    """A call captured for these images' shape; its result is overwritten by the next one."""
+    held = images.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # so that nothing is compiled or tuned while capturing
+            call(held)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call(held)
+
+    def replay(images: Tensor) -> Any:
+        held.copy_(images)
+        graph.replay()
+        return result
+
+    return replay
+
+
+def cuda_peak(run: Callable[[], object]) -> int:
+    """Bytes that a run adds to what is allocated, at its highest point."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def release() -> None:
+    """Let go of a row's networks, graphs and compiled code."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def arithmetic(tf32: bool, benchmark: bool) -> Iterator[None]:
+    """Whether float32 products are TF32, and whether cuDNN times its algorithms; as before afterwards."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+    cudnn.benchmark = benchmark
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeIsUp inside after these seconds."""
+    if math.isinf(seconds):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeIsUp(f"it took more than the {seconds:.0f} s that were left for it")
+
+    seconds = max(1.0, seconds)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def said(error: BaseException) -> str:
+    """An error as one short line that names no folder of this machine."""
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"(/[^\s/:'\"]+){2,}", "...", lines[0] if lines else type(error).__name__)
+    return text[:200]
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """What the numbers hold under."""
+    import triton
+
+    device = torch.cuda.get_device_properties(0)
+    flags = [f"--minutes {options.minutes:g}", *(["--only", *options.only] if options.only else [])]
+    return {
+        "GPU": f"{device.name} ({device.multi_processor_count} multiprocessors, {device.total_memory / 2**30:.0f} GiB)",
+        "driver": driver(),
+        "CUDA": str(torch.version.cuda),
+        "cuDNN": str(torch.backends.cudnn.version()),
+        "PyTorch": torch.__version__,
+        "Triton": triton.__version__,
+        "Python": platform.python_version(),
+        "processor": f"{processor()} ({cores()} cores)",
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python benchmarks/gpu.py", *flags, *(["--quick"] if options.quick else [])]),
+    }
+
+
+def driver() -> str:
+    """The driver's version, where nvidia-smi tells."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        lines = []
+    return lines[0] if lines else "unknown"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -112,7 +112,7 @@ def page(rows: Sequence[Row], results: dict[str, Any], left_out: dict[str, str])
         for one in result["contestants"]
         if one["problem"]
     ]
-    problems += [f"- {name}: {reason}" for name, reason in left_out.items()]
+    problems += [f"- {name}, left out of the last call: {reason}" for name, reason in left_out.items()]
     if problems:
         parts += ["## Not timed", "\n".join(problems)]
     parts += ["## Checked without a GPU", CHECKED]
@@ -125,9 +125,8 @@ def introduction(missing: Sequence[str], any_measured: bool) -> str:
     text = "`python benchmarks/gpu.py` on a machine with a CUDA device; less than ten minutes a call, and calls add up."
     if not any_measured:
         return f"**The numbers are still to be measured on a GPU.** {text}"
-    if missing:
-        return f"{text} Every number with its spread is in [gpu.csv](gpu.csv). **Still to be measured: {listed(missing)}.**"
-    return f"{text} Every number with its spread is in [gpu.csv](gpu.csv)."
+    text += " Every number with its spread is in [gpu.csv](gpu.csv)."
+    return f"{text} **Still to be measured: {listed(missing)}.**" if missing else text
 
 
 def listed(names: Iterable[str]) -> str:
@@ -150,8 +149,8 @@ training step is zeroed gradients, forward, loss, backward and SGD with momentum
 in evaluation mode.
 
 Outputs come before times. All are held against the definition in float32 without TF32, of the same weights and unit
-counts; what counts is the largest difference as a share of the largest logit. It may be twice that of plain PyTorch (the
-masked definition, for ours) in the same precision, plus one rounding; in training the gradient's, by norm, three times.
+counts, by the largest difference as a share of the largest logit. It may be twice that of plain PyTorch (the masked
+definition, for ours) in the same precision, plus one rounding; in training that of the gradient, by norm, three times.
 Without TF32 our float32 differs by at most 1e-4. Unit counts are equal. Whoever fails gets no time.
 
 Times are medians in milliseconds, quartiles in brackets: CUDA events around several runs, contestants in turns, at
@@ -179,7 +178,8 @@ CHECKED = """\
 def bars_table(rows: Sequence[Row], results: dict[str, Any]) -> str:
     """Ours at every share, with its bar."""
     lines = [
-        "| | precision | images | share | ms | fastest peer, ms | speed-up | differs (may) | realised | bar | |",
+        "| run | precision | images | share | ms | fastest peer, ms | speed-up | differs (may) | realised | bar | "
+        "verdict |",
         "|---" * 11 + "|",
     ]
     for row in rows:
@@ -210,7 +210,7 @@ def verdict(row: Row, share: float, result: dict[str, Any] | None) -> str:
         return PENDING
     realised = one["realised_share"]
     if realised is None:
-        return "not timed"
+        return "no peer" if one["milliseconds"] else "not timed"
     text = "met" if realised >= row.bar(share) else "missed"
     if row.aims(share) and realised >= AIM:
         text += ", aim too"
@@ -252,7 +252,7 @@ def peers_table(rows: Sequence[Row], results: dict[str, Any]) -> str:
     """The plain network's times; the fastest stands out."""
     names = ("eager", "max-autotune", "compile")
     lines = [
-        "| | precision | images | GFLOPs | eager, ms | max-autotune, ms | torch.compile, default mode, ms |",
+        "| run | precision | images | GFLOPs | eager, ms | max-autotune, ms | torch.compile, default mode, ms |",
         "|---" * 7 + "|",
     ]
     for row in rows:
@@ -262,7 +262,7 @@ def peers_table(rows: Sequence[Row], results: dict[str, Any]) -> str:
             by_name = {one["name"]: one for one in result["contestants"] if one["share"] is None}
             shown = [times(by_name[name]) if name in by_name else "" for name in names]
             pairs = zip(names, shown, strict=True)
-            cells = [f"{result['plain_flops'] / 1e9:.4g}"]
+            cells = [short(result["plain_flops"] / 1e9)]
             cells += [f"**{cell}**" if name == result["fastest_peer"] else cell for name, cell in pairs]
         lines.append(f"| {' | '.join([row.kind, row.precision, row.images, *cells])} |")
     return "\n".join(lines)
@@ -308,7 +308,7 @@ def roofline_table(rows: Sequence[Row], results: dict[str, Any]) -> str:
             arithmetic, moving, least = least_seconds(parts, result["limits"], row.precision)
             flops, moved = (sum(part[what] for part in parts) for what in ("flops", "bytes"))
             taken = one["milliseconds"]["median"] if one and one["milliseconds"] else None
-            cells = [row.precision, row.images, name, f"{flops / 1e9:.4g}", f"{moved / 1e6:.4g}"]
+            cells = [row.precision, row.images, name, short(flops / 1e9), short(moved / 1e6)]
             cells += [short(1e3 * seconds) for seconds in (arithmetic, moving, least)]
             cells += [short(taken), f"{1e3 * least / taken:.0%}"] if taken else ["", ""]
             cells.append("" if name == "plain" else f"{plain / least * flops / result['plain_flops']:.0%}")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from study_report import fill
 from torch import Tensor, nn
 
 import sact
@@ -54,6 +55,7 @@ class Row(NamedTuple):
         return f"{self.model}-{'x'.join(map(str, self.shape))}"
 
 
+HEADLINE_ROW = "resnet101-8x224x224"
 ROWS = (
     Row("resnet50", (8, 224, 224), (0.5, 0.7)),
     Row("resnet101", (8, 224, 224), (0.3, 0.5, 0.7, 1.0)),
@@ -76,7 +78,9 @@ def main() -> None:
             write_json(KEPT / f"{row.name}.json", result)
             print("\n".join(table([result])), flush=True)
     kept = [KEPT / f"{name}.json" for name in names]
-    write_text(OUT, report([json.loads(path.read_text()) for path in kept if path.is_file()]))
+    results = [json.loads(path.read_text()) for path in kept if path.is_file()]
+    write_text(OUT, report(results))
+    fill(ROOT / "README.md", "train", headline(results))
 
 
 def measure(row: Row, rounds: int) -> dict[str, Any]:
@@ -198,6 +202,33 @@ def table(results: list[dict[str, Any]]) -> list[str]:
                 f"{median / fastest:.2f} | {realised} | {kept} |"
             )
     return lines
+
+
+def headline(results: list[dict[str, Any]]) -> str:
+    """What the README says: one network, every share."""
+    result = next(result for result in results if result["row"] == HEADLINE_ROW)
+    found = result["contestants"]
+    dense = min(statistics.median(one["seconds"]) for name, one in found.items() if name.startswith("plain"))
+    eager = found["plain in eager PyTorch"]["kept"]
+    lines = ["| share of FLOPs | step | of the dense step | kept, of the dense step's |", "|---|---|---|---|"]
+    for name, one in found.items():
+        if name.startswith("gather") and "seconds" in one:
+            median = statistics.median(one["seconds"])
+            low, _, high = statistics.quantiles(one["seconds"], n=4)
+            lines.append(
+                f"| {one['share']:.1%} | {median:.2f} s ({low:.2f} to {high:.2f}) | {median / dense:.0%} | "
+                f"{one['kept'] / eager:.0%} |"
+            )
+    held = result["conditions"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`python benchmarks/train.py`; {HEADLINE_ROW}, medians and quartiles, against the faster of eager PyTorch "
+            f"and torch.compile ({dense:.2f} s); {held['processor']} ({held['cores']} cores), {held['threads']} threads, "
+            f"float32, torch {held['versions']['torch']}, {held['date']}; {result['rounds']} interleaved rounds.",
+        ]
+    )
 
 
 def report(results: list[dict[str, Any]]) -> str:

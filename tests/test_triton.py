@@ -485,6 +485,19 @@ def test_auto_chooses_by_device(monkeypatch: pytest.MonkeyPatch, device: str, en
     assert engines.choose("auto", torch.device(device)) == engine
 
 
+def test_an_engine_that_was_chosen_here_follows_the_device(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sact import compiled
+
+    monkeypatch.setattr(compiled, "_device", lambda model: torch.device("cpu"))
+    model = small().cpu()
+    auto, named = sact.compile(model), sact.compile(model, "gather")
+    before = auto.engine
+    monkeypatch.setattr(compiled, "_device", lambda model: torch.device("cuda"))
+    assert (auto.to(torch.float32).engine, named.to(torch.float32).engine) == ("triton", "gather")
+    monkeypatch.setattr(compiled, "_device", lambda model: torch.device("cpu"))
+    assert auto.float().engine == before
+
+
 def test_kernels_compile_for_hopper_with_tensor_cores_and_asynchronous_copies() -> None:
     """Every launch of a network and of its training, compiled without a GPU: see `compile_kernels.py`."""
     code = (Path(__file__).parent / "compile_kernels.py").read_text()
