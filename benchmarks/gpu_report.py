@@ -138,8 +138,8 @@ HOW_TO_READ = """\
 ResNet-101 with SACT. *Share* is the FLOPs that were done over those of the plain network (the paper's count: a run's
 `ponder.flops` over its `ponder.dense_flops`). *Speed-up* is the time of the fastest peer, which runs the plain network,
 over ours. *Realised* is the speed-up times the share: 100 % where every FLOP that is saved is time that is saved. The
-network is not trained, so where units run is forced: around the objects of held-out scenes; its norms have the
-statistics of noise, which keeps activations as large as in a trained one.
+network is not trained, so where units run is forced: around the objects of held-out scenes. Its images are noise, of
+which its norms have the statistics.
 
 Peers: the plain network in eager PyTorch (channels-last, cudnn.benchmark) and in torch.compile (max-autotune; in
 training, and wherever max-autotune could not be had, the default mode), at inference each in a CUDA graph; the fastest
@@ -166,7 +166,8 @@ A part is a block, with the stem or the head beside it. Its limit is the longer 
 matrix product, and its bytes at the bandwidth of a large copy (read and written): each convolution, those of the score
 heads included, reads its input and its weights once and writes its output, ours at the positions that it runs; each
 unit reads the state that it adds to, and ours reads and writes the block's output as well. A network's limit is the sum
-of its parts'."""
+of its parts'; what stays in the L2 cache from one layer to the next can beat it. *Realised at the limits* is what the
+realised share would be if the plain network and ours both took no more than that."""
 
 CHECKED = """\
 - Every kernel passes its tests in Triton's interpreter, on the CPU, against its definition in plain PyTorch.

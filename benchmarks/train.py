@@ -225,8 +225,9 @@ def headline(results: list[dict[str, Any]]) -> str:
             *lines,
             "",
             f"`python benchmarks/train.py`; {HEADLINE_ROW}, medians and quartiles, against the faster of eager PyTorch "
-            f"and torch.compile ({dense:.2f} s); {held['processor']} ({held['cores']} cores), {held['threads']} threads, "
-            f"float32, torch {held['versions']['torch']}, {held['date']}; {result['rounds']} interleaved rounds.",
+            f"and torch.compile ({dense:.2f} s); {held['processor']} ({held['cores']} cores), {held['threads']} "
+            f"threads, float32, torch {held['versions']['torch']}, {held['date']}; {result['rounds']} interleaved "
+            "rounds.",
         ]
     )
 

@@ -240,37 +240,24 @@ def test_what_the_plain_network_demands(gpu: ModuleType, report: ModuleType) -> 
     """By hooks: each convolution's input, weights and output, and the state that each unit adds to."""
     model = sact.create_model("resnet", halting="sact", units=[2, 3], num_classes=7).eval()
     row = report.Row("inference", "bf16", (2, 64, 96), ())
-    numbers = 0
+    wanted = gpu.demanded(model, row, None)
+    numbers: list[int] = []
 
-    def hook(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal numbers
-        assert isinstance(conv, nn.Conv2d)
-        read = inputs[0].numel()
-        if conv.kernel_size == (1, 1):
-            read //= conv.stride[0] ** 2
-        numbers += conv.weight.numel() + read + output.numel()
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        numbers.append(output.numel())
+        if isinstance(layer, nn.Conv2d):
+            skipped = layer.stride[0] ** 2 if layer.kernel_size == (1, 1) else 1
+            numbers.extend([layer.weight.numel(), inputs[0].numel() // skipped])
 
-    for module in [model.stem, *(unit for block in model.blocks for unit in block.units)]:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.register_forward_hook(hook)
-    for block in model.blocks:
-        for unit in block.units:
-            unit.register_forward_hook(lambda unit, inputs, output: add(output.numel()))
-
-    def add(count: int) -> None:
-        nonlocal numbers
-        numbers += count
-
-    x = model.stem(torch.randn(2, 3, 64, 96))
-    for block in model.blocks:
-        for unit in block.units:
-            x = unit(x)
+    units = [unit for block in model.blocks for unit in block.units]
+    convs = [layer for part in [model.stem, *units] for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in [*convs, *units]:
+        layer.register_forward_hook(count)
+    nn.Sequential(model.stem, *units)(torch.randn(2, 3, 64, 96))
     assert model.classifier is not None
-    numbers += model.classifier.weight.numel() + 7 + model.stem[0].out_channels  # biases of the ends count as weights
-    parts = gpu.demanded(model, row, None)
-    assert sum(part.bytes for part in parts) == 2 * numbers
-    assert sum(part.flops for part in parts) == 2 * shapes(model, (64, 96)).dense_flops
+    ends = [model.classifier.weight, model.classifier.bias, model.stem[0].bias]
+    assert sum(part.bytes for part in wanted) == 2 * (sum(numbers) + sum(weights.numel() for weights in ends))
+    assert sum(part.flops for part in wanted) == 2 * shapes(model, (64, 96)).dense_flops
 
 
 def test_what_one_active_position_demands(gpu: ModuleType, report: ModuleType) -> None:
@@ -314,16 +301,24 @@ def test_unit_counts_are_kept(gpu: ModuleType, report: ModuleType, tiny: sact.Ne
 @needs_triton
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_inference_is_measured(
-    gpu: ModuleType, report: ModuleType, tiny: sact.Network, device: Any, precision: str
+    gpu: ModuleType,
+    report: ModuleType,
+    tiny: sact.Network,
+    device: Any,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if precision == "bf16":
+        monkeypatch.setattr(gpu, "ERRORS", 6.0)  # the interpreter cuts numbers off where a GPU rounds them
+
     def broken(network: nn.Module, images: Tensor) -> Any:
         raise RuntimeError("out of luck in /some/folder/file.py\nmore")
 
     def wrong(network: nn.Module, images: Tensor) -> Any:
-        return lambda x: 1.5 * network(x)
+        return lambda x: -network(x)
 
-    row = report.Row("inference", precision, (1, 32, 32), (0.5, 1.0))
-    maps = {0.5: some_units(tiny, row.shape), 1.0: [gpu.whole(row, block) for block in shapes(tiny, (32, 32)).blocks]}
+    row = report.Row("inference", precision, (1, 32, 32), (0.5,))
+    maps = {0.5: some_units(tiny, row.shape)}
     peers = [gpu.EAGER, gpu.Peer("broken", broken, gpu.Peer("instead", gpu.eager)), gpu.Peer("wrong", wrong)]
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
     effort = gpu.Effort(turns=2, seconds=0, turn=0, repeats=1, calls=1)
@@ -332,25 +327,24 @@ def test_inference_is_measured(
     assert after == before
     assert result["turns"] == 2
     names = [one["name"] for one in result["contestants"]]
-    assert names == ["eager", "broken", "instead", "wrong", "sact", "sact"]
-    eager, failing, instead, differing, half, full = result["contestants"]
+    assert names == ["eager", "broken", "instead", "wrong", "sact"]
+    eager, failing, instead, differing, ours = result["contestants"]
     assert failing["problem"] == "out of luck in ..."
     assert not failing["failed"]
     assert differing["failed"]
     assert "its output differs from the definition" in differing["problem"]
     assert differing["milliseconds"] is None
-    for one in (eager, instead, half, full):
+    for one in (eager, instead, ours):
         assert one["problem"] == ""
         assert one["difference"] <= one["allowed"]
         assert one["milliseconds"]["median"] > 0
     assert result["plain_flops"] == eager["flops"] == sum(part["flops"] for part in result["parts"])
-    for one, wanted in ((half, maps[0.5]), (full, maps[1.0])):
-        assert not one["graph"]
-        assert one["flops"] == sum(part["flops"] for part in one["parts"])
-        for block, units in zip(tiny.blocks, wanted, strict=True):
-            block.forced_units = units
-        with torch.no_grad():
-            assert one["flops"] == int(tiny(torch.zeros(1, 3, 32, 32), return_ponder=True)[1].flops.sum())
+    assert not ours["graph"]
+    assert ours["flops"] == sum(part["flops"] for part in ours["parts"]) < result["plain_flops"]
+    for block, units in zip(tiny.blocks, maps[0.5], strict=True):
+        block.forced_units = units
+    with torch.no_grad():
+        assert ours["flops"] == int(tiny(torch.zeros(1, 3, 32, 32), return_ponder=True)[1].flops.sum())
     json.dumps(result)
 
 
@@ -395,7 +389,7 @@ def scaled(network: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
 
     def call(images: Tensor) -> Tensor:
         logits: Tensor = network(images)
-        return 1.5 * logits - 0.5 * logits.detach()
+        return 4 * logits - 3 * logits.detach()
 
     return call
 

@@ -311,6 +311,19 @@ def test_low_precision_gradients_stay_near_those_of_float32(kernel: int, types: 
         assert our_error <= 3 * their_error + 2**-8 * expected.abs().mean(), name
 
 
+def test_low_precision_gradients_of_many_parts_are_summed_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of 64 parts that is rounded after each would err several times as much."""
+    monkeypatch.setattr(ops, "CHUNK", 1)
+    case = differentiable(make_case(1, "all", size=(1, 64, 64), channels=(8, 8), dtype=torch.bfloat16, norm=False))
+    wide = {name: getattr(case, name).detach().float().requires_grad_() for name in ("values", "weight", "bias")}
+    exact_case = case._replace(**wide)
+    incoming = torch.randn(64 * 64, 8).bfloat16()
+    exact = gradients(exact_case, of_pictures(exact_case), incoming.float())
+    ours = gradients(case, perforated_conv(*case.arguments), incoming)
+    for name, expected in exact.items():
+        assert (ours[name] - expected).abs().mean() <= 2**-8 * expected.abs().mean(), name
+
+
 # Counted work
 
 

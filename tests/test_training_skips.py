@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_steps_with_frozen_norms_give_the_weights_of_the_definition(small: MakeM
     models = [copy.deepcopy(model) for _ in range(2)]
     trained = []
     for each, call in zip(models, (models[0], sact.compile(models[1], "gather")), strict=True):
-        optimizer = torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        optimizer = torch.optim.SGD(each.parameters(), lr=1e-3, momentum=0.9, weight_decay=1.0)
         torch.manual_seed(1)
         units = set()
         for _ in range(4):
@@ -165,11 +166,12 @@ def run_dense(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple
             head = block.scores[index]
             assert isinstance(head, PositionScore)
             local = head.local_conv(head.activation(norm_within(head.local_norm, x, dilate(state.active, 1))))
-            score = to_score(local[:, 0] + head.pooled(x.mean((2, 3), keepdim=True))[:, None, None])
+            logit = local[:, 0] + head.pooled(x.mean((2, 3), keepdim=True))[:, None, None]
+            score = block.decide(to_score(logit), index)
         state, weight = halting.step(state, score, block.eps)
         output = output + weight[:, None] * x
         weights.append(weight)
-    return output, block.ponder(state, in_size, x.shape[-2:], torch.stack(weights, 1))
+    return output.to(x.dtype), block.ponder(state, in_size, x.shape[-2:], torch.stack(weights, 1))
 
 
 def define(model: sact.Network) -> Call:
@@ -204,30 +206,22 @@ def freeze_first_block(model: sact.Network) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "counts"),
     [
-        lambda model: None,
-        with_torch_norms,
-        partial(with_torch_norms, momentum=None),
-        lambda model: force_halting(model, 50.0),
-        lambda model: force_halting(model, -50.0),
-        freeze_every_other,
-        freeze_first_block,
-    ],
-    ids=[
-        "ours",
-        "PyTorch's norms",
-        "cumulative averages",
-        "all halt at once",
-        "none halts",
-        "every other frozen",
-        "a block frozen",
+        pytest.param(lambda model: None, 3, id="ours"),
+        pytest.param(with_torch_norms, 3, id="PyTorch's norms"),
+        pytest.param(partial(with_torch_norms, momentum=None), 3, id="cumulative averages"),
+        pytest.param(lambda model: force_halting(model, 50.0), 1, id="all halt at once"),
+        pytest.param(lambda model: force_halting(model, -50.0), 2, id="none halts"),
+        pytest.param(freeze_every_other, 3, id="every other frozen"),
+        pytest.param(freeze_first_block, 3, id="a block frozen"),
     ],
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_active_statistics_equal_a_dense_definition(
-    small: MakeModel, name: str, change: Callable[[sact.Network], Any]
+    small: MakeModel, name: str, change: Callable[[sact.Network], Any], counts: int
 ) -> None:
+    """Of results, gradients and running statistics, in two steps; unit counts differ between positions and blocks."""
     model = small(name).double().train()
     change(model)
     before = copy.deepcopy(model.state_dict())
@@ -246,9 +240,9 @@ def test_active_statistics_equal_a_dense_definition(
             gradient = torch.zeros_like(gradients[parameter]) if gradient is None else gradient
             torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-7, atol=1e-9, msg=parameter)
         # The share of a cumulative average is a float32.
-        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=1e-8)
     units = torch.cat([block.units.flatten() for block in our_result[1].blocks]).unique()
-    assert len(units) >= (1 if change.__name__ == "<lambda>" else 3)
+    assert len(units) >= counts
     for key in ("blocks.1.units.0.preact.norm.running_mean", "blocks.1.scores.0.local_norm.running_var"):
         frozen = not model.get_submodule(key.rpartition(".")[0]).training
         assert torch.equal(ours.state_dict()[key], before[key]) == frozen
@@ -430,8 +424,8 @@ def test_compiled_steps(small: MakeModel, name: str, engine: str, units: int) ->
 
 
 def test_compiled_steps_with_active_statistics(small: MakeModel) -> None:
-    model = small("cifar_resnet", units=[3], seed=1).double().train()
-    assert len(check_compiled_step(model, "gather", "active", "aot_eager")) == 3
+    model = small("cifar_resnet", units=[2], seed=1).double().train()
+    assert check_compiled_step(model, "gather", "active", "aot_eager") == {1, 2}
 
 
 def test_compiled_steps_with_active_statistics_where_all_halt_at_once(small: MakeModel) -> None:
@@ -468,24 +462,26 @@ def test_gradients_under_autocast_stay_near_those_of_float32(
     definition = define if statistics == "active" else (lambda each: each)
     images = torch.randn(4, 3, 64, 64)
 
-    def gradients(make: Callable[[sact.Network], Any], autocast: bool) -> dict[str, Tensor | None]:
+    def gradients(make: Callable[[sact.Network], Any], autocast: bool) -> dict[str, Tensor]:
+        """By layer: of all units, or of all score heads, together."""
         each = copy.deepcopy(model)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             result = run(make(each), images)
         loss_of(result).backward()
-        return gradients_of(each)
+        layers: dict[str, list[Tensor]] = {}
+        for name, gradient in gradients_of(each).items():
+            if gradient is not None and gradient.any():
+                assert gradient.dtype == torch.float32
+                layers.setdefault(re.sub(r"\.\d+|\.\w+$", "", name), []).append(gradient.flatten())
+        return {layer: torch.cat(found) for layer, found in layers.items()}
 
     exact, theirs = (gradients(definition, autocast) for autocast in (False, True))
     ours = gradients(partial(sact.compile, engine="gather", norm_statistics=statistics), True)
-    compared = 0
-    for parameter, expected in exact.items():
-        if expected is None or not expected.any():  # of scores that do not decide
-            continue
-        compared += 1
-        assert ours[parameter].dtype == torch.float32
-        our_error, their_error = ((found[parameter] - expected).norm() for found in (ours, theirs))
-        assert our_error <= 3 * their_error + 2**-8 * expected.norm(), parameter
-    assert compared >= len(exact) - (21 if forced else 0)
+    assert ("blocks.scores.local_conv" in exact) == (not forced)
+    assert ours.keys() == exact.keys()
+    for layer, expected in exact.items():
+        our_error, their_error = ((found[layer] - expected).norm() for found in (ours, theirs))
+        assert our_error <= 3 * their_error + 2**-8 * expected.norm(), layer
 
 
 # Recipes

@@ -104,7 +104,7 @@ def read_chains(block: Block, fold: bool = False) -> list[Chains]:
 
 
 def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor, BlockPonder]:
-    """ACT: halted images leave the batch; the loop ends when none is left."""
+    """ACT: halted images leave the batch; the loop ends when none is left, or to record gradients goes on."""
     in_size = x.shape[-2:]
     state = halting.start(x[:, 0, 0, 0])
     going = torch.arange(len(x), device=x.device)
@@ -120,7 +120,7 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
         if keep_distribution:
             weights.append(weight)
         still = state.active[going].nonzero()[:, 0]
-        if not len(still):
+        if not len(still) and not torch.is_grad_enabled():
             break
         x, going = x[still], going[still]
     assert output is not None

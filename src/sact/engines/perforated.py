@@ -170,8 +170,9 @@ def affine(norm: nn.BatchNorm2d, values: Tensor, listed: Tensor | None) -> tuple
     if torch.compiler.is_compiling() and listed is not None:
         real = (listed >= 0)[:, None].to(values.dtype)
         count = real.sum()
-        mean = (values * real).sum(0) / count
-        variance = ((values - mean).square() * real).sum(0) / count
+        divisor = count.clamp(min=1)
+        mean = (values * real).sum(0) / divisor
+        variance = ((values - mean).square() * real).sum(0) / divisor
     else:
         count = torch.tensor(float(len(values)), device=values.device)
         variance, mean = torch.var_mean(values, 0, correction=0)
@@ -188,8 +189,9 @@ def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count:
     """Move a norm's running statistics by those of a batch, as its own forward pass does."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
-    norm.num_batches_tracked.add_(1)
-    share = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    seen = count > 0
+    norm.num_batches_tracked.add_(seen)
+    share = seen * (1.0 / norm.num_batches_tracked.clamp(min=1) if norm.momentum is None else norm.momentum)
     if not isinstance(norm, BatchNorm2d):  # PyTorch's own keeps the unbiased variance
         variance = variance * count / (count - 1).clamp(min=1)
     for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
