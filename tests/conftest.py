@@ -66,6 +66,7 @@ def _seeded() -> None:
 def _small_is_not_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test networks are small; without this the gather engine would run them dense."""
     monkeypatch.setattr(gather, "SMALL_INPUT", 0)
+    monkeypatch.setattr(gather, "FEW_CHANNELS", 0)
 
 
 @pytest.fixture

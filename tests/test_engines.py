@@ -274,6 +274,24 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= size
 
 
+def test_narrow_blocks_train_by_the_definition(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small("resnet", units=[3, 3], base_channels=8), torch.randn(2, 3, 32, 32)  # 32 and 64 channels
+    monkeypatch.setattr(gather, "FEW_CHANNELS", 64)
+    ran: list[int] = []
+    run_positions = gather.run_positions
+    monkeypatch.setattr(
+        gather,
+        "run_positions",
+        lambda block, *rest: ran.append(block.units[0].out_channels) or run_positions(block, *rest),
+    )
+    fast = sact.compile(model, "gather")
+    fast(images)
+    assert ran == [64]
+    with torch.no_grad():
+        fast(images)
+    assert ran == [64, 32, 64]
+
+
 @pytest.mark.parametrize("engine", ["masked", "gather"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)

@@ -50,7 +50,7 @@ class CompiledNetwork(nn.Module):
         """What `to`, `cuda` and the like come down to."""
         super()._apply(fn, recurse)
         engine = choose("auto", _device(self.model)) if self.chosen_here else self.engine
-        if engine != self.engine:
+        if engine != self.engine or self.freeze:  # what was made of frozen weights lies where they were
             self.engine = engine
             self._run = prepare(self.model, engine, self.freeze, self.norm_statistics)
         return self
@@ -93,7 +93,8 @@ def compile(
             also in half precision), or "auto" (the fastest that works here, for the device that the network is on).
         freeze: a promise that the network, its weights and its mode stay as they are, so that engines need not look for
             changes at every call. Looking takes about 0.1 ms for 500 tensors: worth saving for small networks. With
-            "triton" the network is also captured in a CUDA graph per image size, after a few calls.
+            "triton" the network is also captured in a CUDA graph per image size, after a few calls. (In a graph of your
+            own the weights must stay as they are in any case.)
         norm_statistics: over which positions norms in training mode take their statistics. "all": all, as the authors
             do, hence a block with such norms runs by the definition; it skips with norms in evaluation mode alone.
             "active": those that a SACT block reads, the active ones and those around them; it skips then, and is

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 DENSE_SHARE = 0.5
 """Share of active positions above which a unit runs dense at inference: there gathering costs more than it saves."""
 
-DENSE_TRAINING_SHARE = 1.0
-"""The same of training."""
-
 SMALL_INPUT = 1 << 17
 """Numbers in a block's input below which it runs by the definition: gathering so little costs more than it saves."""
+
+FEW_CHANNELS = 64
+"""Channels of a block's states below which it trains by the definition, for the same reason."""
 
 
 class Chains(NamedTuple):
@@ -70,21 +70,26 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
         return chains
 
     def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+        compiling = torch.compiler.is_compiling()
         if block.halting == "none":
             return block(x, keep_distribution)
         if norm_statistics == "active" and block.halting == "sact" and _trains(block):
             return run_positions(block, chains_of(block), x, keep_distribution)
         # Before looking through the block's norms, which takes longer than a small block's units.
-        if (block.halting == "sact" and x.numel() < SMALL_INPUT) or _trains(block):
+        if (block.halting == "sact" and _is_small(block, x)) or _trains(block):
             return block(x, keep_distribution)
-        if block.halting == "act":
-            return run_images(block, x, keep_distribution)
+        if block.halting == "act":  # whose batches shrink: torch.compile would have to look at values
+            return block(x, keep_distribution) if compiling else run_images(block, x, keep_distribution)
         return run_positions(block, chains_of(block), x, keep_distribution)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         return model.run(images, run_block, keep_distribution)
 
     return run
+
+
+def _is_small(block: Block, x: Tensor) -> bool:
+    return x.numel() < SMALL_INPUT or (torch.is_grad_enabled() and block.units[0].out_channels < FEW_CHANNELS)
 
 
 def _trains(block: Block) -> bool:
@@ -171,17 +176,18 @@ def run_positions(
     states = States.of(x)
     state = halting.start(x[:, 0])
     weights: list[Tensor] = []
-    stops = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    all_listed = all(chain.branch is not None for chain in chains[1:])
-    dense_share = _dense_share(block)
+    # Otherwise every unit is listed, and takes its turn even where nothing is active: gradients and statistics want it.
+    is_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _trains(block))
+    lets_go = all(chain.branch is not None for chain in chains[1:])
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         positions = Positions(state.active)
-        if stops and not len(positions.at(0)):
+        if is_inference and not len(positions.at(0)):
             break
-        if index > 0 and (chain.branch is None or _is_dense(states, positions, dense_share)):
+        if index > 0 and (chain.branch is None or (is_inference and _is_dense(states, positions))):
             add_everywhere(states, unit, state)
         elif index > 0:
-            add_listed(states, chain, positions, state.remainder, all_listed)
+            reach = max(stages[0].in_reach for later in chains[index:] for stages in later if stages)
+            add_listed(states, chain, positions, state.remainder, reach if lets_go else None)
         score = None
         if head is not None and chain.score is not None:
             local = _local_logits(chain.score[0], states.rows, states.held, positions)
@@ -202,11 +208,13 @@ def add_everywhere(states: States, unit: Unit, state: HaltingState) -> None:
     states.rows, states.mean = rows, picture.mean((2, 3), dtype=states.mean.dtype)
 
 
-def add_listed(states: States, chain: Chains, positions: Positions, remainder: Tensor, lets_go: bool) -> None:
+def add_listed(
+    states: States, chain: Chains, positions: Positions, remainder: Tensor, reach: int | None = None
+) -> None:
     """A unit at the active positions.
 
-    While gradients are recorded, and with `lets_go`, the states of positions that nothing will read again are let go,
-    so that what is kept for the backward pass falls with the share, too.
+    While gradients are recorded, states further than `reach` from an active position are let go, as nothing will read
+    them again; so what is kept for the backward pass falls with the share, too. None lets nothing go.
     """
     assert chain.branch is not None
     residual = perforated(chain.branch, states.rows, states.held, positions)
@@ -214,11 +222,11 @@ def add_listed(states: States, chain: Chains, positions: Positions, remainder: T
     at = listed.clamp(min=0) if torch.compiler.is_compiling() else listed
     states.output.index_add_(0, at, remainder.flatten().index_select(0, at)[:, None] * residual)
     count, height, width = states.size
-    added = _image_sums(residual.to(states.mean.dtype), at // (height * width), count)
+    added = _image_sums(residual.to(states.mean.dtype), at, count, height * width)
     states.mean = states.mean + added / (height * width)
     if torch.is_grad_enabled():  # the states before the unit are part of the record
-        if lets_go and not torch.compiler.is_compiling():
-            wanted = positions.at(max(stages[0].in_reach for stages in chain if stages))
+        if reach is not None and not torch.compiler.is_compiling():
+            wanted = positions.at(reach)
             states.rows = states.rows.index_select(0, positions.table(states.held, wanted, 1)[:, 0])
             states.held = wanted
         else:
@@ -227,16 +235,8 @@ def add_listed(states: States, chain: Chains, positions: Positions, remainder: T
     states.rows.index_add_(0, place, residual.to(states.rows.dtype))
 
 
-def _is_dense(states: States, positions: Positions, dense_share: float) -> bool:
-    if states.held is not None or torch.compiler.is_compiling():
-        return False
-    return len(positions.at(0)) > dense_share * len(states.rows)
-
-
-def _dense_share(block: Block) -> float:
-    if not torch.is_grad_enabled():
-        return DENSE_SHARE
-    return 1.0 if _trains(block) else DENSE_TRAINING_SHARE
+def _is_dense(states: States, positions: Positions) -> bool:
+    return len(positions.at(0)) > DENSE_SHARE * len(states.rows)
 
 
 def _as_rows(picture: Tensor) -> Tensor:
@@ -266,12 +266,12 @@ def _local_logits(stage: Stage, rows: Tensor, held: Tensor | None, positions: Po
     return logits if conv.bias is None else logits + conv.bias
 
 
-def _image_sums(values: Tensor, image: Tensor, count: int) -> Tensor:
-    """Sums [count, C] of the rows [A, C] of each image."""
+def _image_sums(values: Tensor, at: Tensor, count: int, area: int) -> Tensor:
+    """Sums [count, C] over images of rows [A, C] at these positions, int64 [A], of `area` positions each."""
     if not values.is_cuda:
-        return values.new_zeros(count, values.shape[1]).index_add(0, image, values)
-    # There index_add would add in an order of its own.
-    return (image == torch.arange(count, device=image.device)[:, None]).to(values.dtype) @ values
+        return values.new_zeros(count, values.shape[1]).index_add(0, at // area, values)
+    # There index_add would add the rows of an image in an order of its own, and slowly.
+    return values.new_zeros(count * area, values.shape[1]).index_add(0, at, values).view(count, area, -1).sum(1)
 
 
 def _place(values: Tensor, listed: Tensor, like: Tensor) -> Tensor:

@@ -154,8 +154,10 @@ def conv_weight_kernel(
     for start in range(first, last, BLOCK_M):
         number = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
         row = tl.where(number < last, number, -1)
+        used = row >= 0
         if TABLE:
             row = tl.load(table + number * TAPS + tap, mask=number < last, other=-1)
+            used = tl.load(table + number * TAPS + TAPS // 2, mask=number < last, other=-1) >= 0
         inside = (row >= 0)[:, None] & (channel < C)[None, :]
         read = tl.load(values + row[:, None] * C + channel[None, :], mask=inside, other=0.0)
         if AFFINE:
@@ -164,7 +166,7 @@ def conv_weight_kernel(
             read = tl.where(read > 0, read, read * SLOPE_BEFORE)
         above = tl.load(
             grad + number[:, None] * OUT + column[None, :],
-            mask=(number < last)[:, None] & (column < OUT)[None, :],
+            mask=used[:, None] & (column < OUT)[None, :],
             other=0.0,
         )
         read = read.to(above.dtype)
@@ -322,7 +324,7 @@ def _list(wide, wide_counts, listed, total, positions, SEGMENT: tl.constexpr, S:
         tl.store(total, entries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index"])
 def halt_kernel(
     products,
     partials,

@@ -65,7 +65,8 @@ def conv_backward(
     by_values, by_weight, by_bias, by_norm = ops.empty_gradients(values, weight, scale, wants)
     used = None if rows is None else rows[:, rows.shape[1] // 2] >= 0
     if wants[2]:
-        by_bias = (grad if used is None else grad * used[:, None]).sum(0, dtype=ops.wide_type(grad.dtype))
+        given = grad if used is None else torch.where(used[:, None], grad, 0)
+        by_bias = given.sum(0, dtype=ops.wide_type(grad.dtype))
         by_bias = by_bias.to(weight.dtype)
     if wants[1]:
         by_weight = conv_weight(grad, values, rows, weight, scale, shift, slope)
@@ -295,8 +296,8 @@ class Halting:
         units: int32 and
         active: uint8.
         listed: int32 [positions], the active positions, ascending.
-        total: int32 [1], how many they are;
-        totals: int32 [L], how many they were after each unit.
+        total: int32, its first entry is how many they are;
+        totals: int32 [L, 4], in the first column how many they were after each unit.
         wide: uint8 [positions], the active positions and those that touch one;
         wide_listed: their list, and
         wide_total: its length.
@@ -318,8 +319,9 @@ class Halting:
         self.wide = numbers(self.positions, torch.uint8)
         self.counts, self.wide_counts = numbers(self.segments), numbers(self.segments)
         self.listed, self.wide_listed = numbers(self.positions), numbers(self.positions)
-        self.totals = torch.zeros(length, dtype=torch.int32, device=device)
-        self.total, self.wide_total = self.totals[:1], numbers(1)
+        # Four numbers for each, so that all are aligned alike: Triton compiles anew for another alignment.
+        self.totals = torch.zeros(length, 4, dtype=torch.int32, device=device)
+        self.total, self.wide_total = self.totals[0], numbers(1)
         self.distribution = torch.zeros(images, length, *size, device=device) if keep else None
 
     def step(
@@ -335,7 +337,7 @@ class Halting:
             index: from 0.
             forced: int32 [positions], units to run instead, or None.
         """
-        self.total = self.totals[index : index + 1]
+        self.total = self.totals[index]
         blocks: dict[str, Any] = {"SEGMENT": SEGMENT, "S": triton.next_power_of_2(self.segments), "num_warps": 8}
         lists = (self.active, self.counts, self.listed, self.total, self.wide, self.wide_counts)
         kernels.halt_kernel[(self.segments,)](
@@ -407,7 +409,12 @@ def _processors(like: Tensor) -> int:
     return int(torch.cuda.get_device_properties(like.device).multi_processor_count)
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch's own float32 convolutions may use TF32 on CUDA, where the kernels then do."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
 def _arithmetic(dtype: torch.dtype) -> dict[str, Any]:
     """How products are formed: TF32 where PyTorch's own convolutions may; the interpreter lacks bfloat16 products."""
-    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    tf32 = dtype == torch.float32 and allows_tf32()
     return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": INTERPRETED}

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +52,10 @@ def perforated_conv(
 
     Source: section 3.2, the perforated convolutional layer.
     """
-    if values.is_cuda and values.dtype != torch.float64:
+    if runs_in_triton(values):
         from . import launch
 
-        with torch.cuda.device(values.device):  # which Triton launches on
+        with torch.cuda.device_of(values):  # which Triton launches on
             return launch.conv(values, rows, weight, bias, scale, shift, slope)
     taps = _taps(weight)
     count = used(rows, len(values))
@@ -107,10 +109,10 @@ def perforated_conv_backward(
     Returns:
         Gradients of values [B, C], weight [C', C, k, k], bias [C'], and (scale, shift) [2, C]; empty where not wanted.
     """
-    if values.is_cuda and values.dtype != torch.float64:
+    if runs_in_triton(values):
         from . import launch
 
-        with torch.cuda.device(values.device):
+        with torch.cuda.device_of(values):
             return launch.conv_backward(grad, values, rows, weight, scale, shift, slope, wants)
     grad = grad.contiguous()
     taps = _taps(weight)
@@ -199,6 +201,16 @@ def _conv_flops(values, rows, weight, *rest, out_shape=None, **_) -> int:  # typ
 @register_flop_formula(torch.ops.sact.perforated_conv_backward)
 def _conv_backward_flops(grad, values, rows, weight, scale, shift, slope, wants, *_, **__) -> int:  # type: ignore[no-untyped-def]
     return 2 * int(grad[0]) * math.prod(weight) * (int(wants[0] or wants[3]) + int(wants[1]))
+
+
+def runs_in_triton(values: Tensor) -> bool:
+    """Whether the kernels take these values; of float64 they know nothing."""
+    return values.is_cuda and values.dtype != torch.float64 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def used(rows: Tensor | None, length: int) -> int:

@@ -12,6 +12,7 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -34,13 +35,16 @@ if TYPE_CHECKING:
     from .launch import Halting
 
 DENSE_SHARE = 0.9
-"""Share of active positions from which PyTorch computes a unit's 3x3 convolutions, everywhere."""
+"""Share of active positions from which a unit is computed everywhere, its 3x3 convolutions by PyTorch."""
 
 OBSERVED_CALLS = 3
 """Calls whose shares decide, per image size, which units those are; after them results do not change any more."""
 
 MAX_GRAPHS = 8
 """Image sizes whose graphs are kept."""
+
+MAX_PLANS = 256
+"""Sizes of blocks whose shares are kept."""
 
 
 class Conv(NamedTuple):
@@ -138,17 +142,22 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
     otherwise = gather.prepare(model, freeze, norm_statistics)
     packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]] = {}
     plans: dict[tuple[Block, torch.Size, torch.dtype], Plan] = {}
-    graphs: dict[tuple[object, ...], Graph] = {}
+    graphs: dict[tuple[object, ...], Graph | None] = {}
+    capturing = threading.Lock()
 
     def weights_of(block: Block, dtype: torch.dtype) -> BlockWeights | None:
         watch, weights = packed.get((block, dtype), (None, None))
-        if (block, dtype) not in packed or (watch is not None and not watch.unchanged()):
+        known = (block, dtype) in packed
+        if not known or (watch is not None and not watch.unchanged()):
             weights = pack(block, dtype)
             packed[block, dtype] = None if freeze else Watch(block), weights
-            plans.clear()
+            if known:
+                plans.clear()  # other weights halt elsewhere
         return weights
 
-    def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+    def run_block(
+        used: list[Plan], block: Block, x: Tensor, keep_distribution: bool = False
+    ) -> tuple[Tensor, BlockPonder]:
         if block.halting == "none":
             return block(x, keep_distribution)
         if block.halting == "act":
@@ -160,33 +169,53 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
             return gather.run_positions(block, gather.read_chains(block), x, keep_distribution)
         first = weights.units[0]
         states = block.units[0](x) if first is None else run_first(first, x)
-        plan = plans.setdefault((block, states.shape, states.dtype), Plan(len(block.units)))
-        return run_positions(block, weights, states, in_size, plan, keep_distribution)
+        key = block, states.shape, states.dtype
+        if key not in plans and len(plans) >= MAX_PLANS:
+            plans.clear()
+        used.append(plans.setdefault(key, Plan(len(block.units))))
+        return run_positions(block, weights, states, in_size, used[-1], keep_distribution)
+
+    def run_blocks(images: Tensor, keep_distribution: bool, used: list[Plan]) -> tuple[Tensor | list[Tensor], Ponder]:
+        return model.run(images, partial(run_block, used), keep_distribution)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         if torch.compiler.is_compiling() or not fits(model, images, freeze):
             return otherwise(images, keep_distribution=keep_distribution)
-        if not images.is_cuda:
-            return model.run(images, run_block, keep_distribution)
-        with torch.cuda.device(images.device):  # which Triton launches on
+        if not on_gpu(images):
+            return run_blocks(images, keep_distribution, [])
+        with torch.cuda.device_of(images):  # on which Triton launches
             return run_on_gpu(images, keep_distribution)
 
     def run_on_gpu(images: Tensor, keep_distribution: bool) -> tuple[Tensor | list[Tensor], Ponder]:
+        from . import launch
+
         if not freeze or torch.cuda.is_current_stream_capturing():
-            return model.run(images, run_block, keep_distribution)
-        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        key = images.shape, images.dtype, images.device, autocast, keep_distribution
+            return run_blocks(images, keep_distribution, [])
+        arithmetic = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), launch.allows_tf32()
+        key = images.shape, images.dtype, images.device, arithmetic, keep_distribution
         graph = graphs.get(key)
-        if graph is None:
-            result = model.run(images, run_block, keep_distribution)
-            mine = [plan for (block, shape, _), plan in plans.items() if shape[0] == len(images)]
-            if _can_capture(model, packed) and all(plan.decided for plan in mine) and len(graphs) < MAX_GRAPHS:
-                graphs[key] = Graph(images, lambda x: model.run(x, run_block, keep_distribution))
-            return result
-        model.check_images(images)
-        return graph.replay(images)
+        if graph is not None:
+            model.check_images(images)
+            return graph.replay(images)
+        used: list[Plan] = []
+        result = run_blocks(images, keep_distribution, used)
+        with capturing:
+            if key not in graphs and len(graphs) < MAX_GRAPHS and _can_capture(model, packed, used):
+                try:
+                    graphs[key] = Graph(images, lambda x: run_blocks(x, keep_distribution, []))
+                except RuntimeError as error:
+                    graphs[key] = None
+                    warnings.warn(
+                        f"the network cannot be captured in a CUDA graph, and runs without: {error}", stacklevel=4
+                    )
+        return result
 
     return run
+
+
+def on_gpu(images: Tensor) -> bool:
+    """Whether calls can be captured."""
+    return images.is_cuda
 
 
 def fits(model: Network, images: Tensor, frozen: bool) -> bool:
@@ -198,7 +227,7 @@ def fits(model: Network, images: Tensor, frozen: bool) -> bool:
         and isinstance(images, Tensor)
         and (images.is_cuda or (launch.INTERPRETED and images.device.type == "cpu"))
         and images.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        and (frozen or not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)))
     )
 
 
@@ -221,6 +250,8 @@ def _pack_unit(unit: Unit, dtype: torch.dtype, listed: bool) -> UnitWeights:
     """A unit that is to be evaluated at listed positions, or everywhere."""
     if listed and not unit.keeps_state:
         raise Unsupported("units behind a block's first whose shortcut is not the identity")
+    if listed and len(unit.stages()) < 2:
+        raise Unsupported("units of a single convolution, which would read what it writes")
     exact = copy.deepcopy(unit).float()  # folded in float32, and rounded once
     folded = fold_norms(exact.stages())
     convs = []
@@ -272,7 +303,7 @@ def _read_pointwise(layers: Sequence[nn.Module]) -> tuple[nn.BatchNorm2d | None,
             norm = layer
             continue
         found = activation_slope(layer)
-        if found is None or activations:
+        if found is None or (activations and found != 1):
             raise Unsupported(f"the layer {layer}, or its place")
         activations += found != 1
         slope *= found
@@ -349,7 +380,7 @@ def run_positions(
             (height, width),
         )
         state.step(products, partials, head.logit_bias, block.eps, index, forced)
-    plan.observe(state.totals, len(rows))
+    plan.observe(state.totals[:, 0].contiguous(), len(rows))
     state.end()
     shape = images, height, width
     spent = HaltingState(
@@ -362,14 +393,16 @@ def run_positions(
 def _run_unit(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting, dense: bool) -> Tensor:
     """A unit at the active positions: changes states and output there.
 
-    With `dense`, PyTorch computes its 3x3 convolutions everywhere. Those then also read rows that nothing has written,
-    but only for positions that are not active.
+    With `dense` and a 3x3 convolution in the middle, all but the last one are computed everywhere, and that by PyTorch.
+    (Everywhere, since its
+    algorithms may mix what neighbouring outputs read, and memory that nothing has written may hold NaN.)
 
     Returns:
         What the last convolution read, [positions, C].
     """
     from . import launch
 
+    dense = dense and any(conv.weight.shape[0] > 1 for conv in unit.convs[1:-1])
     values = rows
     for index, conv in enumerate(unit.convs):
         is_last = index == len(unit.convs) - 1
@@ -379,13 +412,15 @@ def _run_unit(unit: UnitWeights, rows: Tensor, output: Tensor, state: Halting, d
             values = _convolve_everywhere(conv, values, state.size, slope)
             continue
         out = rows if is_last else values.new_empty(len(rows), conv.weight.shape[-1])
+        everywhere = dense and not is_last
+        listed, total = (state.wide_listed, state.wide_total) if conv.wide else (state.listed, state.total)
         launch.run_conv(
             values,
             conv.weight,
             out,
             at_most=len(rows),
-            listed=state.wide_listed if conv.wide else state.listed,
-            total=state.wide_total if conv.wide else state.total,
+            listed=None if everywhere else listed,
+            total=None if everywhere else total,
             size=state.size,
             bias=conv.bias,
             scale=unit.norm[0] if index == 0 else None,
@@ -428,7 +463,7 @@ def run_first(unit: UnitWeights, x: Tensor) -> Tensor:
     start = values
     for index, conv in enumerate(unit.convs):
         slope = unit.convs[index + 1].slope if index + 1 < len(unit.convs) else 1.0
-        if conv.layer.kernel_size == conv.layer.stride == (1, 1):
+        if is_plain(conv.layer) and conv.layer.kernel_size == (1, 1):
             out = values.new_empty(*values.shape[:3], conv.weight.shape[-1])
             rows = values.flatten(0, 2)
             launch.run_conv(rows, conv.weight, out.flatten(0, 2), at_most=len(rows), bias=conv.bias, slope_after=slope)
@@ -486,14 +521,16 @@ class Graph:
     """A call of a network, captured as one CUDA graph."""
 
     def __init__(self, images: Tensor, call: Callable[[Tensor], tuple[Tensor | list[Tensor], Ponder]]) -> None:
-        self.images = images.clone()
+        with torch.inference_mode(False):
+            self.images = images.clone()
         side = torch.cuda.Stream(images.device)
         side.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(side):
             call(self.images)  # so that nothing is compiled or tuned while capturing
         torch.cuda.current_stream(images.device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads may allocate meanwhile; the default stream of captures is of whichever device was first.
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.output, self.ponder = call(self.images)
         self.lock = threading.Lock()
         self.done = torch.cuda.Event()
@@ -522,11 +559,14 @@ def _own(ponder: BlockPonder) -> BlockPonder:
 
 
 def _can_capture(
-    model: Network, packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]]
+    model: Network,
+    packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]],
+    used: list[Plan],
 ) -> bool:
-    """Whether no block makes the host wait: all run in Triton, and what is forced lies on the device."""
+    """Whether plans are made, and no block makes the host wait: all run in Triton, what is forced is on the device."""
     return (
-        all(block.halting != "act" for block in model.blocks)
+        all(plan.decided for plan in used)
+        and all(block.halting != "act" for block in model.blocks)
         and all(weights is not None for _, weights in packed.values())
         and all(block.forced_units is None or block.forced_units.is_cuda for block in model.blocks)
     )
