@@ -221,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of gpu.md and gpu.csv (benchmarks)")
     options = parser.parse_args(arguments)
     chosen = [row for row in ROWS if row.name in (options.only or names)]
+    if not options.only:  # so that calls add up
+        chosen.sort(key=lambda row: (options.kept / f"{row.name}.json").is_file())
     try:
         if options.report:
             write_report(options.kept, options.out)

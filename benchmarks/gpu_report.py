@@ -122,7 +122,12 @@ def page(rows: Sequence[Row], results: dict[str, Any], left_out: dict[str, str])
 
 def introduction(missing: Sequence[str], any_measured: bool) -> str:
     """The command, and which numbers there are."""
-    text = "`python benchmarks/gpu.py` on a machine with a CUDA device; less than ten minutes a call, and calls add up."
+    text = (
+        "`python benchmarks/gpu.py` on a machine with a CUDA device; less than ten minutes a call, and calls add up: "
+        "a call first measures what is missing. (`--quick`, without max-autotune, measures more per call. Where units "
+        "run is found from scenes, whose photographs and clothes a bare machine may lack: run `--prepare` elsewhere "
+        "and take `runs/bench-gpu` along.)"
+    )
     if not any_measured:
         return f"**The numbers are still to be measured on a GPU.** {text}"
     text += " Every number with its spread is in [gpu.csv](gpu.csv)."

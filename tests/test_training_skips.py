@@ -108,6 +108,23 @@ def test_steps_with_frozen_norms_give_the_weights_of_the_definition(small: MakeM
     assert sum(moved) > 0.9 * len(moved)
 
 
+@pytest.mark.parametrize("index", [1, 3])
+def test_a_unit_that_must_run_everywhere_trains_among_others(small: MakeModel, index: int) -> None:
+    """Its neighbours skip, and keep the states that it reads."""
+    model = small().double()
+    model.blocks[0].units[index].branch.conv2.padding_mode = "circular"
+    results, gradients = [], []
+    images = torch.randn(3, 3, 40, 34, dtype=torch.float64)
+    for call in (model, sact.compile(model, "gather")):
+        model.zero_grad()
+        results.append(run(call, images))
+        loss_of(results[-1]).backward()
+        gradients.append(gradients_of(model))
+    assert len(results[0][1].blocks[0].units.unique()) == 4
+    check_same(results[1], results[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("act", "frozen"), ("sact", "frozen"), ("sact", "active")])
 def test_gradients_of_units_that_nothing_reaches_are_zeros(small: MakeModel, kind: str, mode: str) -> None:
     """Not None: optimizers would leave such weights out of their decay, and processes would wait for each other."""
