@@ -67,6 +67,19 @@ def force_halting(model: sact.Network, bias: float) -> None:
             nn.init.constant_(conv.bias, bias)
 
 
+def follow_shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Receives the share of active positions whenever a unit runs perforated."""
+    shares: list[float] = []
+    perforated = gather.perforated
+
+    def follow(stages: Any, rows: Tensor, held: Tensor | None, positions: Any) -> Tensor:
+        shares.append(positions.active.float().mean().item())
+        return perforated(stages, rows, held, positions)
+
+    monkeypatch.setattr(gather, "perforated", follow)
+    return shares
+
+
 def check_same(ours: tuple[Tensor, sact.Ponder], theirs: tuple[Tensor, sact.Ponder]) -> None:
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
     for our_block, their_block in zip(ours[1].blocks, theirs[1].blocks, strict=True):
@@ -86,8 +99,11 @@ def check_same_statistics(ours: sact.Network, theirs: sact.Network) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_steps_with_frozen_norms_give_the_weights_of_the_definition(small: MakeModel, name: str, kind: str) -> None:
+def test_steps_with_frozen_norms_give_the_weights_of_the_definition(
+    small: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
     """Weight decay and momentum also move the weights of units that ran nowhere."""
+    shares = follow_shares(monkeypatch)
     model = small(name, kind).double()
     models = [copy.deepcopy(model) for _ in range(2)]
     trained = []
@@ -106,6 +122,7 @@ def test_steps_with_frozen_norms_give_the_weights_of_the_definition(small: MakeM
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-9, atol=1e-11)
     moved = [not torch.equal(value, trained[0][key]) for key, value in model.named_parameters()]
     assert sum(moved) > 0.9 * len(moved)
+    assert kind == "act" or (len(shares) == 4 * 5 and 0 < sum(shares) / len(shares) < 0.9)
 
 
 @pytest.mark.parametrize("index", [1, 3])
@@ -336,19 +353,6 @@ def test_active_statistics_skip(small: MakeModel, monkeypatch: pytest.MonkeyPatc
     assert shares
 
 
-def follow_shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Receives the share of active positions whenever a unit runs perforated."""
-    shares: list[float] = []
-    perforated = gather.perforated
-
-    def follow(stages: Any, rows: Tensor, held: Tensor | None, positions: Any) -> Tensor:
-        shares.append(positions.active.float().mean().item())
-        return perforated(stages, rows, held, positions)
-
-    monkeypatch.setattr(gather, "perforated", follow)
-    return shares
-
-
 @pytest.mark.parametrize(
     ("engine", "statistics", "message"),
     [
@@ -383,18 +387,21 @@ def bytes_kept(model: sact.Network, call: nn.Module, images: Tensor) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("statistics", ["all", "active"])
 @pytest.mark.parametrize(
-    ("name", "units", "base_channels", "side"),
-    [("resnet", [8, 16], 16, 96), ("cifar_resnet", [8, 8], 16, 48)],
-    ids=FAMILIES,
+    ("name", "units", "side", "statistics", "at_40_percent"),
+    [
+        ("resnet", [8, 16], 96, "all", 0.42),
+        ("resnet", [8, 16], 96, "active", 0.45),
+        ("cifar_resnet", [8, 8], 48, "all", 0.53),
+        ("cifar_resnet", [8, 8], 48, "active", 0.6),
+    ],
 )
 def test_memory_falls_with_the_share(
-    small: MakeModel, name: str, units: list[int], base_channels: int, side: int, statistics: str
+    small: MakeModel, name: str, units: list[int], side: int, statistics: str, at_40_percent: float
 ) -> None:
     """In training mode with statistics over active positions, in evaluation mode with those over all."""
     images = torch.randn(2, 3, side, side)
-    options = {"units": units, "base_channels": base_channels}
+    options = {"units": units, "base_channels": 16}
     plain = small(name, "none", **options).train(statistics == "active")
     model = small(name, "sact", **options).train(statistics == "active")
     full = bytes_kept(plain, plain, images)
@@ -406,7 +413,7 @@ def test_memory_falls_with_the_share(
         kept[share] = bytes_kept(model, call, images) / full
     assert sorted(kept.values()) == list(kept.values())
     assert kept[0.5] <= 0.7
-    assert kept[0.4] <= 0.8 * kept[0.6]
+    assert kept[0.4] <= at_40_percent
     if statistics == "all":
         assert bytes_kept(model, model, images) > full, "the definition keeps everything, and the measurement sees it"
 
@@ -440,16 +447,18 @@ def check_compiled_step(model: sact.Network, engine: Any, statistics: Any, backe
 
 
 @pytest.mark.parametrize(
-    ("name", "engine", "units"),
+    ("name", "kind", "engine", "units", "seed"),
     [
-        ("resnet", "gather", 2),
-        ("cifar_resnet", "gather", 3),
-        ("cifar_resnet", "auto", 2),
-        ("cifar_resnet", "masked", 2),
+        pytest.param("resnet", "sact", "gather", 2, 1, marks=pytest.mark.slow),
+        ("cifar_resnet", "sact", "gather", 3, 1),
+        ("cifar_resnet", "act", "gather", 2, 0),
+        ("cifar_resnet", "sact", "auto", 2, 1),
+        ("cifar_resnet", "sact", "masked", 2, 1),
     ],
 )
-def test_compiled_steps(small: MakeModel, name: str, engine: str, units: int) -> None:
-    model = small(name, units=[units], seed=1).double()
+def test_compiled_steps(small: MakeModel, name: str, kind: str, engine: str, units: int, seed: int) -> None:
+    """Of networks in which as many units run at one position or another."""
+    model = small(name, kind, units=[units], seed=seed).double()
     assert len(check_compiled_step(model, engine, "all", "aot_eager")) == units
 
 

@@ -59,7 +59,7 @@ def _has_native() -> bool:
     try:
         native.library()
     except InputError as error:
-        warnings.warn(f"{error}; the slower gather engine serves meanwhile", stacklevel=4)
+        warnings.warn(f"{error}; the slower gather engine serves meanwhile", stacklevel=5)
         return False
     return True
 
