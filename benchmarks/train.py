@@ -209,7 +209,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             realised = f"{fastest / median * share:.1%}" if name.startswith("gather") else ""
             lines.append(
                 f"| {result['row']} | {name} | {share:.1%} | {median:.3f} ({low:.3f} to {high:.3f}) | "
-                f"{median / fastest:.2f} | {realised} | {kept} |"
+                f"{median / fastest:.3f} | {realised} | {kept} |"
             )
     return lines
 
@@ -225,7 +225,7 @@ def headline(result: dict[str, Any]) -> str:
             median = statistics.median(one["seconds"])
             low, _, high = statistics.quantiles(one["seconds"], n=4)
             lines.append(
-                f"| {one['share']:.1%} | {median:.2f} s ({low:.2f} to {high:.2f}) | {median / dense:.0%} | "
+                f"| {one['share']:.1%} | {median:.2f} s ({low:.2f} to {high:.2f}) | {median / dense:.1%} | "
                 f"{one['kept'] / eager:.0%} |"
             )
     held = result["conditions"]
