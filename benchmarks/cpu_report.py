@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from cells import short, times
 from roofline import Limits, Part
 from study_report import fill, write_csv
 
@@ -217,20 +218,6 @@ def ours_table(results: dict[str, Any]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def times(one: dict[str, Any]) -> str:
-    """Median and quartiles."""
-    spread = one["milliseconds"]
-    if not spread:
-        return "not timed"
-    median, lower, upper = (short(spread[name]) for name in ("median", "lower_quartile", "upper_quartile"))
-    return f"{median} ({lower}-{upper})"
-
-
-def short(value: float) -> str:
-    """Three digits, or whole numbers."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def large_table(results: dict[str, Any]) -> str:

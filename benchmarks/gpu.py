@@ -20,7 +20,6 @@ import math
 import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ import numpy as np
 import roofline
 import torch
 import torch.nn.functional as F
+from gpu_device import DTYPES, Call, Device, arithmetic, cuda_device, driver, measure_limits
 from gpu_report import LEFT_OUT, ROWS, Row, bars_table, write_report
 from torch import Tensor, nn
 
@@ -51,7 +51,6 @@ from sact.ponder import BlockPonder, Ponder
 
 OUT = Path(__file__).resolve().parent
 KEPT = OUT.parent / "runs" / "bench-gpu"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 EXACT = 1e-4
 """Largest difference of our float32 without TF32, as a share of the largest logit."""
@@ -69,28 +68,8 @@ FIRST_GUESS, QUICK_GUESS = 150.0, 75.0
 RESERVE = 60.0
 """Seconds that compiling a peer must leave to the rest of its row."""
 
-Call = Callable[[Tensor], Any]
-"""Images in, logits out (and maybe more)."""
 Answer = tuple[Tensor, dict[str, Tensor]]
 """Logits, and gradients by name."""
-
-
-class Device(NamedTuple):
-    """What measuring needs of a device; tests run with one that is none.
-
-    Attributes:
-        name: PyTorch's.
-        clock: (run, times) to seconds per run.
-        capture: (call, images) to the same call, as a graph.
-        synchronise: waits for the device.
-        peak: run to the bytes that it adds to what is allocated, at its highest point.
-    """
-
-    name: str
-    clock: Callable[[Callable[[], object], int], float]
-    capture: Callable[[Call, Tensor], Call]
-    synchronise: Callable[[], None]
-    peak: Callable[[Callable[[], object]], int]
 
 
 class Effort(NamedTuple):
@@ -347,7 +326,7 @@ def measure(
     plain_flops = len(images) * shapes(model, row.shape[1:]).dense_flops
     with torch.set_grad_enabled(training), arithmetic(tf32=True, benchmark=True):
         contestants = training_peers(setting) if training else inference_peers(setting)
-        contestants += [(train_ours if training else infer_ours)(setting, share, maps[share]) for share in row.shares]
+        contestants += [ours(setting, share, maps[share]) for share in row.shares]
         for one in contestants:
             one.flops = one.flops or plain_flops
         turns = take_turns(contestants, device, effort)
@@ -377,7 +356,7 @@ def compiled(mode: str) -> Callable[[nn.Module, Tensor], Call]:
                     warnings.simplefilter("ignore")
                     call(images)
                 break
-            except Exception:
+            except Exception:  # freezing is known to fail on some networks; without it, what fails is raised
                 if not freezing:
                     raise
                 torch._dynamo.reset()
@@ -399,7 +378,7 @@ def inference_peers(setting: Setting) -> list[Contestant]:
     """The plain network in every peer, compared."""
     images, precision = setting.images, setting.row.precision
     plain = plain_network(setting.model)
-    plain.to(setting.device.name, images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes all three
+    plain.to(setting.device.name, images.dtype).to(memory_format=torch.channels_last)
     with arithmetic(tf32=False, benchmark=False):
         expected = copy.deepcopy(plain).float()(images.float())
     with arithmetic(tf32=True, benchmark=False):
@@ -431,40 +410,45 @@ def attempt(setting: Setting, prepare: Callable[[Contestant, Peer], None]) -> li
     return found
 
 
-def infer_ours(setting: Setting, share: float, units: Sequence[Tensor]) -> Contestant:
-    """Our network at one share, compared; the first one in float32 without TF32, too."""
-    row, images, one = setting.row, setting.images, Contestant("sact", share)
+def ours(setting: Setting, share: float, units: Sequence[Tensor]) -> Contestant:
+    """Our network at one share, compared; whatever goes wrong with it is a finding, and the peers still have theirs."""
+    one = Contestant("sact", share)
     try:
-        network = forced(setting, units)
-        with arithmetic(tf32=False, benchmark=False):
-            expected, spent = copy.deepcopy(network).float()(images.float(), return_ponder=True)
-            one.flops, one.parts = int(spent.flops.sum()), demanded(setting.model, row, units)
-            if row.precision == "fp32" and share == row.shares[0]:
-                one.judge(difference(sact.compile(network, "triton")(images), expected), EXACT, "without TF32 it")
-                if one.problem:
-                    return one
-        with arithmetic(tf32=True, benchmark=False):
-            allowed = ERRORS * difference(network(images), expected) + ROUNDING[row.precision]
-        fast = sact.compile(network, "triton", freeze=True)
-        for number in range(setting.effort.calls):
-            fast(images)
-            if number + 1 == engine.OBSERVED_CALLS:
-                setting.device.synchronise()
-        one.graph = replays_a_graph(fast, images)
-        logits, ponder = fast(images, return_ponder=True)
-        one.judge(difference(logits, expected), allowed)
-        if not same_units(ponder, spent):
-            one.fail("its unit counts differ from the definition's")
-        one.run = lambda: fast(images)
+        (train_ours if setting.row.kind == "training" else infer_ours)(one, setting, forced(setting, units), units)
     except Exception as error:
         one.problem, one.failed = said(error), True
     return one
 
 
+def infer_ours(one: Contestant, setting: Setting, network: sact.Network, units: Sequence[Tensor]) -> None:
+    """Inference; the first share in float32 is also compared without TF32."""
+    row, images = setting.row, setting.images
+    with arithmetic(tf32=False, benchmark=False):
+        expected, spent = copy.deepcopy(network).float()(images.float(), return_ponder=True)
+        one.flops, one.parts = int(spent.flops.sum()), demanded(setting.model, row, units)
+        if row.precision == "fp32" and one.share == row.shares[0]:
+            one.judge(difference(sact.compile(network, "triton")(images), expected), EXACT, "without TF32 it")
+            if one.problem:
+                return
+    with arithmetic(tf32=True, benchmark=False):
+        allowed = ERRORS * difference(network(images), expected) + ROUNDING[row.precision]
+    fast = sact.compile(network, "triton", freeze=True)
+    for number in range(setting.effort.calls):
+        fast(images)
+        if number + 1 == engine.OBSERVED_CALLS:
+            setting.device.synchronise()
+    one.graph = replays_a_graph(fast, images)
+    logits, ponder = fast(images, return_ponder=True)
+    one.judge(difference(logits, expected), allowed)
+    if not same_units(ponder, spent):
+        one.fail("its unit counts differ from the definition's")
+    one.run = lambda: fast(images)
+
+
 def forced(setting: Setting, units: Sequence[Tensor]) -> sact.Network:
     """A copy of the network, in the images' precision on the device, that runs these units."""
     network, device = copy.deepcopy(setting.model), setting.device.name
-    network.to(device, setting.images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes all three
+    network.to(device, setting.images.dtype).to(memory_format=torch.channels_last)
     for block, counts in zip(network.blocks, units, strict=True):
         block.forced_units = counts.to(device)
     return network
@@ -518,7 +502,7 @@ class Step:
 def training_peers(setting: Setting) -> list[Contestant]:
     """Training steps of the plain network in every peer, compared."""
     plain = plain_network(setting.model)
-    plain.to(setting.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]  # it takes both
+    plain.to(setting.device.name).to(memory_format=torch.channels_last)
     expected, allowed = definition(setting, plain)
 
     def prepare(one: Contestant, peer: Peer) -> None:
@@ -530,19 +514,13 @@ def training_peers(setting: Setting) -> list[Contestant]:
     return attempt(setting, prepare)
 
 
-def train_ours(setting: Setting, share: float, units: Sequence[Tensor]) -> Contestant:
-    """Our network's training step at one share, compared."""
-    one = Contestant("sact", share)
-    try:
-        network = forced(setting, units)
-        expected, allowed = definition(setting, network)
-        with torch.no_grad():
-            one.flops = int(network(setting.images, return_ponder=True)[1].flops.sum())
-        step = Step(network, sact.compile(network, "triton"), setting.images, setting.targets)
-        compare_step(one, setting, step, expected, allowed)
-    except Exception as error:
-        one.problem, one.failed = said(error), True
-    return one
+def train_ours(one: Contestant, setting: Setting, network: sact.Network, units: Sequence[Tensor]) -> None:
+    """A training step."""
+    expected, allowed = definition(setting, network)
+    with torch.no_grad():
+        one.flops = int(network(setting.images, return_ponder=True)[1].flops.sum())
+    step = Step(network, sact.compile(network, "triton"), setting.images, setting.targets)
+    compare_step(one, setting, step, expected, allowed)
 
 
 def definition(setting: Setting, network: nn.Module) -> tuple[Answer, tuple[float, float]]:
@@ -686,99 +664,12 @@ def halting_numbers(block: Block, units: Tensor) -> int:
     return numbers
 
 
-def measure_limits(device: Device, side: int = 8192, floats: int = 1 << 29) -> dict[str, float]:
-    """Bytes per second of a copy, read and written, and FLOPs per second of matrix products; the best of several."""
-    with arithmetic(tf32=True, benchmark=True):
-        products = {name: product_rate(device, side, dtype) for name, dtype in DTYPES.items()}
-    return {"copy": copy_rate(device, floats)} | products
-
-
-def copy_rate(device: Device, floats: int) -> float:
-    """Bytes per second."""
-    source = torch.randn(floats, device=device.name)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best(device, lambda: target.copy_(source))
-
-
-def product_rate(device: Device, side: int, dtype: torch.dtype) -> float:
-    """FLOPs per second."""
-    one, other = (torch.randn(side, side, device=device.name).to(dtype) for _ in range(2))
-    out = torch.empty_like(one)
-    return 2 * side**3 / best(device, lambda: torch.mm(one, other, out=out))
-
-
-def best(device: Device, run: Callable[[], object]) -> float:
-    """Seconds per run, of the fastest of several goes."""
-    device.clock(run, 3)
-    return min(device.clock(run, 5) for _ in range(5))
-
-
-def cuda_device() -> Device:
-    """The current CUDA device."""
-    return Device("cuda", cuda_clock, cuda_graph, torch.cuda.synchronize, cuda_peak)
-
-
-def cuda_clock(run: Callable[[], object], times: int) -> float:
-    """Seconds per run, on the device."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / times
-
-
-def cuda_graph(call: Call, images: Tensor) -> Call:
-    """A call captured for these images' shape; its result is overwritten by the next one."""
-    held = images.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # so that nothing is compiled or tuned while capturing
-            call(held)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call(held)
-
-    def replay(images: Tensor) -> Any:
-        held.copy_(images)
-        graph.replay()
-        return result
-
-    return replay
-
-
-def cuda_peak(run: Callable[[], object]) -> int:
-    """Bytes that a run adds to what is allocated, at its highest point."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def release() -> None:
     """Let go of a row's networks, graphs and compiled code."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def arithmetic(tf32: bool, benchmark: bool) -> Iterator[None]:
-    """Whether float32 products are TF32, and whether cuDNN times its algorithms; as before afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
-    cudnn.benchmark = benchmark
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
 @contextmanager
@@ -826,16 +717,6 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python benchmarks/gpu.py", *flags, *(["--quick"] if options.quick else [])]),
     }
-
-
-def driver() -> str:
-    """The driver's version, where nvidia-smi tells."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        lines = []
-    return lines[0] if lines else "unknown"
 
 
 if __name__ == "__main__":

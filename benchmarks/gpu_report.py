@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cells import short, times
+
 from sact.files import replacing, write_text
 
 AIM = 0.95
@@ -385,20 +387,6 @@ def fastest_peer(result: dict[str, Any] | None) -> dict[str, Any] | None:
 def label(one: dict[str, Any]) -> str:
     """A contestant's name with what was asked of it."""
     return f"plain in {one['name']}" if one["share"] is None else f"{one['name']} at {one['share']:g}"
-
-
-def times(one: dict[str, Any]) -> str:
-    """Median and quartiles."""
-    spread = one["milliseconds"]
-    if not spread:
-        return "not timed"
-    median, lower, upper = (short(spread[name]) for name in ("median", "lower_quartile", "upper_quartile"))
-    return f"{median} ({lower}-{upper})"
-
-
-def short(value: float) -> str:
-    """Three digits, or whole numbers."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def mib(count: int | None) -> str:

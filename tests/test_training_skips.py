@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_RECIPE, MakeModel
+from test_engines import force_halting, run
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -45,10 +46,6 @@ def small(make_model: MakeModel) -> MakeModel:
     return make
 
 
-def run(call: nn.Module, images: Tensor) -> tuple[Tensor, sact.Ponder]:
-    return call(images, return_ponder=True, return_halting_distribution=True)
-
-
 def loss_of(result: tuple[Tensor, sact.Ponder]) -> Tensor:
     """Of logits, and of the ponder cost where there is one."""
     logits, ponder = result
@@ -58,13 +55,6 @@ def loss_of(result: tuple[Tensor, sact.Ponder]) -> Tensor:
 
 def gradients_of(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def force_halting(model: sact.Network, bias: float) -> None:
-    for block in model.blocks:
-        for head in block.scores:
-            conv = head.global_conv if block.halting == "act" else head.local_conv
-            nn.init.constant_(conv.bias, bias)
 
 
 def follow_shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -178,7 +178,7 @@ def run_positions(
     weights: list[Tensor] = []
     # Otherwise every unit is listed, and takes its turn even where nothing is active: gradients and statistics want it.
     is_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _trains(block))
-    lets_go = all(chain.branch is not None for chain in chains[1:])
+    lets_go = torch.is_grad_enabled() and all(chain.branch is not None for chain in chains[1:])
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         positions = Positions(state.active)
         if is_inference and not len(positions.at(0)):
@@ -186,8 +186,8 @@ def run_positions(
         if index > 0 and (chain.branch is None or (is_inference and _is_dense(states, positions))):
             add_everywhere(states, unit, state)
         elif index > 0:
-            reach = max(stages[0].in_reach for later in chains[index:] for stages in later if stages)
-            add_listed(states, chain, positions, state.remainder, reach if lets_go else None)
+            reach = _reach_from(chains[index:]) if lets_go else None
+            add_listed(states, chain, positions, state.remainder, reach)
         score = None
         if head is not None and chain.score is not None:
             local = _local_logits(chain.score[0], states.rows, states.held, positions)
@@ -233,6 +233,11 @@ def add_listed(
             states.rows = states.rows.clone()
     place = at if states.held is None else positions.table(states.held, listed, 1)[:, 0]
     states.rows.index_add_(0, place, residual.to(states.rows.dtype))
+
+
+def _reach_from(chains: Sequence[Chains]) -> int:
+    """How far around an active position these units and scores read."""
+    return max(stages[0].in_reach for chain in chains for stages in chain if stages)
 
 
 def _is_dense(states: States, positions: Positions) -> bool:

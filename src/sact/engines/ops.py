@@ -12,14 +12,17 @@ here serves every other device, and is what the kernels are tested against.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+Shape = Sequence[int]
 
 CHUNK = 1 << 21
 """Numbers that a 1x1 convolution gathers at a time."""
@@ -76,15 +79,7 @@ def perforated_conv(
 
 
 @perforated_conv.register_fake
-def _(
-    values: Tensor,
-    rows: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    slope: float,
-) -> Tensor:
+def _(values: Tensor, rows: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
     return weight.new_empty(values.shape[0] if rows is None else rows.shape[0], weight.shape[0])
 
 
@@ -166,13 +161,13 @@ def _(
     return empty_gradients(values, weight, scale, wants)
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, rows, weight, _, scale, shift, slope = inputs
     ctx.save_for_backward(values, rows, weight, scale, shift)
     ctx.slope = slope
 
 
-def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, rows, weight, scale, shift = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wants = [needs[0], needs[2], needs[3], needs[4] or needs[5]]
@@ -194,13 +189,14 @@ perforated_conv.register_autograd(_backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.sact.perforated_conv)
-def _conv_flops(values, rows, weight, *rest, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    return 2 * int(out_shape[0]) * math.prod(weight)
+def _conv_flops(values: Shape, rows: Shape, weight: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    return 2 * out_shape[0] * math.prod(weight)
 
 
 @register_flop_formula(torch.ops.sact.perforated_conv_backward)
-def _conv_backward_flops(grad, values, rows, weight, scale, shift, slope, wants, *_, **__) -> int:  # type: ignore[no-untyped-def]
-    return 2 * int(grad[0]) * math.prod(weight) * (int(wants[0] or wants[3]) + int(wants[1]))
+def _conv_backward_flops(grad: Shape, values: Shape, rows: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
+    wants = rest[3]
+    return 2 * grad[0] * math.prod(weight) * (int(wants[0] or wants[3]) + int(wants[1]))
 
 
 def runs_in_triton(values: Tensor) -> bool:
@@ -241,6 +237,7 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
 def empty_gradients(
     values: Tensor, weight: Tensor, scale: Tensor | None, wants: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `perforated_conv_backward` returns, to be filled; the norm's, which is added to, is zero."""
     return (
         values.new_empty(values.shape if wants[0] else 0),
         weight.new_empty(weight.shape if wants[1] else 0),
@@ -272,6 +269,7 @@ def _each_tap(values: Tensor, rows: Tensor) -> Iterator[Tensor]:
 
 
 def activate(values: Tensor, scale: Tensor | None, shift: Tensor | None, slope: float, dtype: torch.dtype) -> Tensor:
+    """Norm and activation of values [B, C], as `perforated_conv` describes them, in that dtype."""
     if scale is not None:
         assert shift is not None
         values = torch.addcmul(shift, values.to(scale.dtype), scale)
