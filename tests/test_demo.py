@@ -99,7 +99,7 @@ def test_times_are_of_engines_that_agree(demo: ModuleType, folder: Path, tmp_pat
     timings = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["timings"]
     assert [timing["batch"] for timing in timings] == [1, 3]
     for timing in timings:
-        native = ["native"] if choose("auto") == "native" else []
+        native = ["native"] if choose("auto", torch.device("cpu")) == "native" else []
         assert [row["name"] for row in timing["engines"]] == ["plain", "masked", "gather", *native]
         for row in timing["engines"]:
             assert row["difference"] <= demo.LIMIT
@@ -113,7 +113,7 @@ def test_no_time_for_an_engine_that_differs(
 ) -> None:
     compile = demo.sact.compile
 
-    last = choose("auto")
+    last = choose("auto", torch.device("cpu"))
 
     def wrong(model: sact.Network, engine: Engine = "auto") -> Any:
         compiled = compile(model, engine)
