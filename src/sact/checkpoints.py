@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError
 from .files import replacing, write_text
+from .models.adaptive import AdaptiveNetwork
 from .models.network import Network
 from .models.registry import build, config_from_dict
 from .scores import Halting
@@ -23,7 +24,7 @@ WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
 
 
-def save_pretrained(model: Network, folder: str | Path, **metadata: Any) -> None:
+def save_pretrained(model: AdaptiveNetwork, folder: str | Path, **metadata: Any) -> None:
     """Write a network to a folder, each file whole or not at all.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .engines import Engine, NormStatistics, Run, choose, prepare
 from .errors import InputError
-from .models.network import Network, NetworkConfig
+from .models.adaptive import AdaptiveNetwork, Config
 from .ponder import Ponder
 
 
@@ -28,14 +28,14 @@ class CompiledNetwork(nn.Module):
         norm_statistics: over which positions norms in training mode take their statistics.
     """
 
-    model: Network
+    model: AdaptiveNetwork
     freeze: bool = False
     norm_statistics: NormStatistics = "all"
 
     chosen_here: bool = False
 
     def __init__(
-        self, model: Network, engine: Engine, freeze: bool = False, norm_statistics: NormStatistics = "all"
+        self, model: AdaptiveNetwork, engine: Engine, freeze: bool = False, norm_statistics: NormStatistics = "all"
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,7 +64,7 @@ class CompiledNetwork(nn.Module):
         self._run = prepare(self.model, self.engine, self.freeze, self.norm_statistics)
 
     @property
-    def config(self) -> NetworkConfig:
+    def config(self) -> Config:
         """The network's configuration."""
         return self.model.config
 
@@ -82,7 +82,7 @@ class CompiledNetwork(nn.Module):
 
 
 def compile(
-    model: Network, engine: Engine = "auto", *, freeze: bool = False, norm_statistics: NormStatistics = "all"
+    model: AdaptiveNetwork, engine: Engine = "auto", *, freeze: bool = False, norm_statistics: NormStatistics = "all"
 ) -> CompiledNetwork:
     """Make a network skip what has halted.
 
@@ -108,12 +108,12 @@ def compile(
     """
     if isinstance(model, CompiledNetwork):
         model = model.model
-    if not isinstance(model, Network):
+    if not isinstance(model, AdaptiveNetwork):
         raise InputError(
             f"sact.compile takes a network made by sact, got {type(model).__name__}; see sact.create_model"
         )
     return CompiledNetwork(model, engine, freeze, norm_statistics)
 
 
-def _device(model: Network) -> torch.device:
+def _device(model: AdaptiveNetwork) -> torch.device:
     return next(model.parameters()).device

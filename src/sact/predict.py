@@ -16,7 +16,7 @@ from .compiled import CompiledNetwork
 from .errors import InputError
 from .files import replacing
 from .maps import block_figure, contact_sheet, figure, save_png
-from .models import Network
+from .models import AdaptiveNetwork
 from .ponder import Ponder
 from .preprocessing import IMAGE_SUFFIXES, display_image, is_image, open_image, preprocess
 
@@ -64,7 +64,7 @@ class Prediction:
 
 @torch.inference_mode()
 def predict(
-    model: Network | CompiledNetwork, image: Image.Image | str | Path, keep_distribution: bool = False
+    model: AdaptiveNetwork | CompiledNetwork, image: Image.Image | str | Path, keep_distribution: bool = False
 ) -> Prediction:
     """Classify one image.
 
@@ -78,7 +78,7 @@ def predict(
             mode.
     """
     network = model.model if isinstance(model, CompiledNetwork) else model
-    if not isinstance(network, Network):
+    if not isinstance(network, AdaptiveNetwork):
         raise InputError(f"predict takes a network, got {type(model).__name__}; load one with sact.from_pretrained")
     if network.preprocessing is None:
         raise InputError(

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..ponder import Ponder
 
 if TYPE_CHECKING:
-    from ..models.network import Network
+    from ..models.adaptive import AdaptiveNetwork
 
 Engine = Literal["auto", "masked", "gather", "native", "triton"]
 ENGINES = ("masked", "gather", "native", "triton")
@@ -28,7 +28,7 @@ NORM_STATISTICS = ("all", "active")
 class Run(Protocol):
     """What an engine makes of a network: images in; logits (or features) and what they cost out.
 
-    An engine is a module of this package with one function, `prepare(model: Network, freeze: bool,
+    An engine is a module of this package with one function, `prepare(model: AdaptiveNetwork, freeze: bool,
     norm_statistics: NormStatistics) -> Run`. It may replace the evaluation of single blocks (pass a `RunBlock` to
     `Network.run`) or of the whole network.
     """
@@ -64,7 +64,7 @@ def _has_native() -> bool:
     return True
 
 
-def prepare(model: Network, engine: str, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+def prepare(model: AdaptiveNetwork, engine: str, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
     """What the named engine makes of a network; with `freeze`, of one that stays as it is at the first call.
 
     Raises:

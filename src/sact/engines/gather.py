@@ -27,7 +27,7 @@ from .perforated import Positions, convolve, has_training_norm, is_plain, perfor
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from ..models.network import Network
+    from ..models.adaptive import AdaptiveNetwork
 
 DENSE_SHARE = 0.5
 """Share of active positions above which a unit runs dense at inference: there gathering costs more than it saves."""
@@ -51,7 +51,7 @@ class Chains(NamedTuple):
     score: tuple[Stage, ...] | None
 
 
-def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+def prepare(model: AdaptiveNetwork, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
     """Evaluate the blocks of a network at active positions (SACT) or images (ACT) only.
 
     At inference norms are folded into convolutions, again whenever the weights have changed, unless they are frozen.
@@ -117,7 +117,7 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
     weights: list[Tensor] = []
     for index, (unit, head) in enumerate(zip(block.units, [*block.scores, None], strict=True)):
         x = unit(x)
-        score = None if head is None else block.decide(_place(head(x), going, state.remainder), index)
+        score = None if head is None else block.decide(_place(head(x, block.score_shift), going, state.remainder), index)
         state, weight = halting.step(state, score, block.eps)
         if output is None:
             output = torch.zeros_like(x, dtype=state.remainder.dtype)
@@ -192,7 +192,7 @@ def run_positions(
         if head is not None and chain.score is not None:
             local = _local_logits(chain.score[0], states.rows, states.held, positions)
             pooled = head.pooled(states.mean.to(x.dtype)[:, :, None, None])
-            score = block.decide(to_score(local + pooled[:, None, None]), index)
+            score = block.decide(to_score(local + pooled[:, None, None], block.score_shift), index)
         state, weight = halting.step(state, score, block.eps)
         if keep_distribution:
             weights.append(weight)

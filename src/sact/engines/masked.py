@@ -13,10 +13,10 @@ from ..errors import InputError
 from . import NormStatistics, Run
 
 if TYPE_CHECKING:
-    from ..models.network import Network
+    from ..models.adaptive import AdaptiveNetwork
 
 
-def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
+def prepare(model: AdaptiveNetwork, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
     """Evaluate a network by its definition; trains, works on any device, saves no time. It keeps nothing to freeze.
 
     Raises:

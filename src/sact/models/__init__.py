@@ -1,6 +1,7 @@
 """The networks: stem, blocks, head; built by name."""
 
+from .adaptive import AdaptiveNetwork
 from .network import Network, NetworkConfig
 from .registry import build, config_from_dict, create_model, list_models
 
-__all__ = ["Network", "NetworkConfig", "build", "config_from_dict", "create_model", "list_models"]
+__all__ = ["AdaptiveNetwork", "Network", "NetworkConfig", "build", "config_from_dict", "create_model", "list_models"]

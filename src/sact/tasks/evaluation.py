@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..compiled import CompiledNetwork
 from ..errors import InputError, RecipeError
-from ..models import Network
+from ..models import AdaptiveNetwork
 from ..ponder import Ponder
 from ..recipe import Precision
 from .loops import calm, interruptible, make_loader, make_trainer
@@ -26,7 +26,7 @@ class Measures(nn.Module):
         network: whose classes and blocks they are of.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: AdaptiveNetwork) -> None:
         super().__init__()
         classes = network.config.num_classes
         self.top1 = MulticlassAccuracy(classes, average="micro")
@@ -58,7 +58,7 @@ class Evaluation(L.LightningModule):
         measures: of that network.
     """
 
-    def __init__(self, model: Network | CompiledNetwork, measures: Measures) -> None:
+    def __init__(self, model: AdaptiveNetwork | CompiledNetwork, measures: Measures) -> None:
         super().__init__()
         self.model = model
         self.measures = measures
@@ -71,7 +71,7 @@ class Evaluation(L.LightningModule):
 
 
 def evaluate(
-    model: Network | CompiledNetwork,
+    model: AdaptiveNetwork | CompiledNetwork,
     dataset: Dataset[Any],
     batch_size: int = 100,
     precision: str = "32-true",

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Subset
 from ..compiled import CompiledNetwork
 from ..errors import InputError
 from ..maps import auc
-from ..models import Network
+from ..models import AdaptiveNetwork
 
 
 @torch.inference_mode()
 def map_auc(
-    model: Network | CompiledNetwork, dataset: Any, length: int | None = None, batch_size: int = 100
+    model: AdaptiveNetwork | CompiledNetwork, dataset: Any, length: int | None = None, batch_size: int = 100
 ) -> NDArray[np.float64]:
     """The AUC of each image's ponder map against its mask.
 
