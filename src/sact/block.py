@@ -33,11 +33,14 @@ class Block(nn.Module):
     Attributes:
         forced_units: units to run instead of what the scores say, int [N, H, W] (SACT) or [N] (ACT), or of any shape
             that expands to it; every engine obeys. For measuring untrained networks; None in use.
+        score_shift: added to the logit of every score, so that positions halt earlier (> 0) or later (< 0) than they
+            were trained to; every engine obeys. See `sact.budget`.
     """
 
     units: Sequence[Unit]
     scores: Sequence[ScoreHead]
     forced_units: Tensor | None
+    score_shift: float = 0.0
 
     def __init__(self, units: Sequence[Unit], scores: Sequence[ScoreHead], halting: Halting, eps: float) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Block(nn.Module):
         for index, (unit, head) in enumerate(zip(self.units, [*self.scores, None], strict=True)):
             if unit is not self.units[0]:
                 x = unit(x, state.active if self.halting == "sact" else None)
-            score = None if head is None else self.decide(head(x), index)
+            score = None if head is None else self.decide(head(x, self.score_shift), index)
             state, weight = halting.step(state, score, self.eps)
             output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
             if keep_distribution:

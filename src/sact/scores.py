@@ -43,9 +43,9 @@ class ImageScore(_GlobalTerm):
         self.activation = activation
         self.global_conv = nn.Conv2d(channels, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [N, C, H, W] to scores [N] in (0, 1), float32 or wider."""
-        return to_score(self.pooled(x.mean((2, 3), keepdim=True)))
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Features [N, C, H, W] to scores [N] in (0, 1), float32 or wider; `shift` is added to the logits."""
+        return to_score(self.pooled(x.mean((2, 3), keepdim=True)), shift)
 
     def flops(self) -> tuple[int, int]:
         """(FLOPs per position, FLOPs per image)."""
@@ -73,10 +73,10 @@ class PositionScore(_GlobalTerm):
         """The local branch, described as a chain of layers, as a unit's branch is."""
         return nn.Sequential(self.local_norm, self.activation, self.local_conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [N, C, H, W] to scores [N, H, W] in (0, 1), float32 or wider."""
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Features [N, C, H, W] to scores [N, H, W] in (0, 1), float32 or wider; `shift` is added to the logits."""
         local = self.local_conv(self.activation(self.local_norm(x)))[:, 0]
-        return to_score(local + self.pooled(x.mean((2, 3), keepdim=True))[:, None, None])
+        return to_score(local + self.pooled(x.mean((2, 3), keepdim=True))[:, None, None], shift)
 
     def flops(self) -> tuple[int, int]:
         """(FLOPs per position, FLOPs per image)."""
@@ -99,6 +99,12 @@ def reset_score_bias(head: ScoreHead) -> None:
     nn.init.constant_(conv.bias, SCORE_BIAS)
 
 
-def to_score(logit: Tensor) -> Tensor:
-    """Sigmoid in float32 (float64 stays float64), so that half precision never decides who halts."""
-    return torch.sigmoid(logit if logit.dtype == torch.float64 else logit.float())
+def to_score(logit: Tensor, shift: float = 0.0) -> Tensor:
+    """Sigmoid in float32 (float64 stays float64), so that half precision never decides who halts.
+
+    Args:
+        logit: any shape.
+        shift: added to it, in that precision; where it is 0 nothing is added at all.
+    """
+    wide = logit if logit.dtype == torch.float64 else logit.float()
+    return torch.sigmoid(wide + shift if shift else wide)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ISAS = ("avx512", "avx2", "neon", "portable")
 """Builds of the kernel, the best first; `SACT_NATIVE_ISA` chooses one."""
 
-ABI = 2
+ABI = 3
 _HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD = 0, 1, 2
 _NOT_FINITE, _TOO_LARGE = 2, 3
@@ -97,7 +97,10 @@ class _Network(Structure):
 
 
 class _BlockResult(Structure):
-    _fields_ = [(name, c_void_p) for name in ("units", "cost", "distribution", "features", "forced")]
+    _fields_ = [
+        *((name, c_void_p) for name in ("units", "cost", "distribution", "features", "forced")),
+        ("shift", c_float),
+    ]
 
 
 @cache
@@ -197,6 +200,7 @@ class Packed:
                 units, cost = torch.empty(shape, dtype=torch.int32), torch.empty(shape)
                 distribution = torch.zeros(count, length, *shape[1:]) if keep_distribution else None
                 result.units, result.cost = units.data_ptr(), cost.data_ptr()
+                result.shift = plan.block.score_shift
                 if distribution is not None:
                     result.distribution = distribution.data_ptr()
                 if plan.block.forced_units is not None:

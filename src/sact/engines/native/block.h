@@ -450,6 +450,7 @@ class BlockRun {
             for (size_t c = 0; c < width_; c += kWidth)
                 total += score.global_before(mean, int(c)) * load(&score.global_weight[c]);
             global[image] = sum(total) + score.bias;
+            if (result_.shift != 0.0f) global[image] += result_.shift;
         }
     }
 

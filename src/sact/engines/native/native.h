@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define SACT_ABI 2
+#define SACT_ABI 3
 
 #if defined(__GNUC__)
 #define SACT_API extern "C" __attribute__((visibility("default")))
@@ -66,13 +66,15 @@ struct SactNetwork {
     SactConv classifier;
 };
 
-// What a run writes, per block; null where it is not wanted. P is positions of the block's output, in all images.
+// What a run writes, per block, null where it is not wanted; and what it is told anew each time. P is positions of the
+// block's output, in all images.
 struct SactBlockResult {
     int32_t *units;            // [P] (positions) or [N] (images)
     float *cost;               // the same
     float *distribution;       // [N, units, H, W] or [N, units]
     float *features;           // [P, channels]
     const int32_t *forced;     // units to run, instead of what the scores say: [P] or [N]
+    float shift;               // added to the logit of every score
 };
 
 struct SactModel;
