@@ -117,7 +117,9 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
     weights: list[Tensor] = []
     for index, (unit, head) in enumerate(zip(block.units, [*block.scores, None], strict=True)):
         x = unit(x)
-        score = None if head is None else block.decide(_place(head(x, block.score_shift), going, state.remainder), index)
+        score = None
+        if head is not None:
+            score = block.decide(_place(head(x, block.score_shift), going, state.remainder), index)
         state, weight = halting.step(state, score, block.eps)
         if output is None:
             output = torch.zeros_like(x, dtype=state.remainder.dtype)

@@ -346,6 +346,7 @@ def halt_kernel(
     height,
     width,
     threshold,
+    shift,
     index,
     length,
     PARTS: tl.constexpr,
@@ -376,7 +377,7 @@ def halt_kernel(
             logit += tl.load(products + row * PITCH + tap, mask=found, other=0.0)
         for part in range(PARTS):
             logit += tl.load(partials + image * PARTS + part, mask=alive, other=0.0)
-        score = 1.0 / (1.0 + tl.exp(-logit))
+        score = 1.0 / (1.0 + tl.exp(-(logit + shift)))
     reached = tl.load(cumulative + position, mask=inside, other=0.0) + tl.where(alive, score, 0.0)
     left = tl.load(remainder + position, mask=inside, other=0.0)
     goes_on = alive & (reached < threshold)

@@ -325,7 +325,14 @@ class Halting:
         self.distribution = torch.zeros(images, length, *size, device=device) if keep else None
 
     def step(
-        self, products: Tensor, partials: Tensor, bias: Tensor, eps: float, index: int, forced: Tensor | None
+        self,
+        products: Tensor,
+        partials: Tensor,
+        bias: Tensor,
+        eps: float,
+        index: int,
+        forced: Tensor | None,
+        shift: float = 0.0,
     ) -> None:
         """Account for unit `index`, and list what goes on.
 
@@ -336,6 +343,7 @@ class Halting:
             eps: a position halts once its cumulative score reaches 1 - eps.
             index: from 0.
             forced: int32 [positions], units to run instead, or None.
+            shift: added to the logit.
         """
         self.total = self.totals[index]
         blocks: dict[str, Any] = {"SEGMENT": SEGMENT, "S": triton.next_power_of_2(self.segments), "num_warps": 8}
@@ -356,6 +364,7 @@ class Halting:
             self.positions,
             *self.size,
             1.0 - eps,
+            float(shift),
             index,
             self.length,
             PARTS=partials.shape[1],

@@ -38,7 +38,7 @@ OBSERVED_CALLS = 3
 """Calls whose shares decide, per image size, which units those are; after them results do not change any more."""
 
 MAX_GRAPHS = 8
-"""Image sizes whose graphs are kept."""
+"""Graphs that are kept, one for each image size and shift of the scores."""
 
 MAX_PLANS = 256
 """Sizes of blocks whose shares are kept."""
@@ -68,7 +68,7 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
     check_device()
     otherwise = gather.prepare(model, freeze, norm_statistics)
     packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]] = {}
-    plans: dict[tuple[Block, torch.Size, torch.dtype], Plan] = {}
+    plans: dict[tuple[Block, torch.Size, torch.dtype, float], Plan] = {}
     graphs: dict[tuple[object, ...], Graph | None] = {}
     capturing = threading.Lock()
 
@@ -96,7 +96,7 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
             return gather.run_positions(block, gather.read_chains(block), x, keep_distribution)
         first = weights.units[0]
         states = block.units[0](x) if first is None else run_first(first, x)
-        key = block, states.shape, states.dtype
+        key = block, states.shape, states.dtype, block.score_shift
         if key not in plans and len(plans) >= MAX_PLANS:
             plans.clear()
         used.append(plans.setdefault(key, Plan(len(block.units))))
@@ -119,7 +119,8 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
         if not freeze or torch.cuda.is_current_stream_capturing():
             return run_blocks(images, keep_distribution, [])
         arithmetic = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), launch.allows_tf32()
-        key = images.shape, images.dtype, images.device, arithmetic, keep_distribution
+        shifts = tuple(block.score_shift for block in model.blocks)
+        key = images.shape, images.dtype, images.device, arithmetic, keep_distribution, shifts
         graph = graphs.get(key)
         if graph is not None:
             model.check_images(images)
@@ -127,7 +128,7 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
         used: list[Plan] = []
         result = run_blocks(images, keep_distribution, used)
         with capturing:
-            if key not in graphs and len(graphs) < MAX_GRAPHS and _can_capture(model, packed, used):
+            if key not in graphs and _can_capture(model, packed, used) and _has_room(graphs, shifts):
                 try:
                     graphs[key] = Graph(images, lambda x: run_blocks(x, keep_distribution, []))
                 except RuntimeError as error:
@@ -167,7 +168,7 @@ def run_positions(
     that the kernel that adds a residual to the state adds it to the output, too.
 
     Args:
-        block: for its eps, its forced units and its description.
+        block: for its eps, its shift, its forced units and its description.
         weights: packed.
         x: states behind the first unit, [N, C, H, W]; changed in place.
         in_size: (H, W) of the block's input.
@@ -222,7 +223,7 @@ def run_positions(
             head.factors,
             (height, width),
         )
-        state.step(products, partials, head.logit_bias, block.eps, index, forced)
+        state.step(products, partials, head.logit_bias, block.eps, index, forced, block.score_shift)
     plan.observe(state.totals[:, 0].contiguous(), len(rows))
     state.end()
     shape = images, height, width
@@ -390,6 +391,11 @@ class Graph:
             self.done.record()
         return output, ponder
 
+    def wait(self) -> None:
+        """Until no replay is under way."""
+        with self.lock:
+            self.done.synchronize()
+
 
 def _own(ponder: BlockPonder) -> BlockPonder:
     cost, distribution = ponder.cost, ponder.halting_distribution
@@ -399,6 +405,19 @@ def _own(ponder: BlockPonder) -> BlockPonder:
         cost=None if cost is None else cost.clone(),
         halting_distribution=None if distribution is None else distribution.clone(),
     )
+
+
+def _has_room(graphs: dict[tuple[object, ...], Graph | None], shifts: tuple[float, ...]) -> bool:
+    """Whether another graph may be kept; the oldest of other shifts, which may never come again, makes room."""
+    if len(graphs) < MAX_GRAPHS:
+        return True
+    for key, graph in graphs.items():
+        if key[-1] != shifts:
+            if graph is not None:
+                graph.wait()  # since its memory is given back
+            del graphs[key]
+            return True
+    return False
 
 
 def _can_capture(
