@@ -1,7 +1,10 @@
 """Spatially adaptive computation time: residual networks that decide, position by position, how many units to run."""
 
+import contextlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from .adapt import adapt, restore
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
 from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
@@ -21,6 +24,7 @@ __all__ = [
     "Prediction",
     "RecipeError",
     "SactError",
+    "adapt",
     "compile",
     "create_model",
     "from_pretrained",
@@ -31,6 +35,7 @@ __all__ = [
     "predict",
     "preprocess",
     "push_to_hub",
+    "restore",
     "save_pretrained",
 ]
 
@@ -38,3 +43,7 @@ try:
     __version__ = version("sact")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0"
+
+if "timm.models" in sys.modules:  # only then: importing timm takes seconds
+    with contextlib.suppress(ImportError):  # of an old timm; `import sact.timm_models` says what it lacks
+        from . import timm_models as timm_models
