@@ -13,6 +13,7 @@ from torch import Tensor
 import sact
 from sact.block import Block
 from sact.flops import block_flops, conv_flops, dilate
+from sact.units import Unit
 
 BYTES = 4
 _TRIALS = 20
@@ -132,6 +133,7 @@ def demands(block: Block, in_size: tuple[int, int], units: Tensor) -> tuple[int,
         if not bool(active.any()):
             break
         stages = unit.stages()
+        assert isinstance(unit, Unit)
         convs = [stage.conv for stage in stages] + [
             m for m in unit.shortcut.modules() if isinstance(m, torch.nn.Conv2d)
         ]

@@ -9,7 +9,7 @@ from torch import nn
 from sact import InputError
 from sact.folding import fold_norms
 from sact.layers import BatchNorm2d
-from sact.units import describe
+from sact.units import Unit, describe
 
 
 def run_stages(stages, x: torch.Tensor) -> torch.Tensor:
@@ -41,14 +41,15 @@ def test_first_units_do_not_keep_the_state(make_model, name: str) -> None:
 
 def test_reach_grows_through_a_longer_chain() -> None:
     chain = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 5), nn.Conv2d(2, 2, 3))
-    assert [stage.reach for stage in describe(chain)] == [3, 3, 1, 0]
-    assert describe(chain)[0].in_reach == 4
+    assert [stage.reach for stage in describe(chain).stages] == [3, 3, 1, 0]
+    assert describe(chain).stages[0].in_reach == 4
 
 
 @pytest.mark.parametrize("chain", [nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), nn.Sequential()])
 def test_a_branch_ends_with_a_convolution(chain: nn.Sequential) -> None:
+    unit = Unit(nn.Sequential(), chain, nn.Identity())
     with pytest.raises(InputError, match="must end with a convolution"):
-        describe(chain)
+        unit.description()
 
 
 @pytest.mark.parametrize("name", ["resnet", "cifar_resnet"])
@@ -93,4 +94,4 @@ def test_folding_with_and_without_bias_and_scale(bias: bool, affine: bool) -> No
     norm.running_var.uniform_(0.5, 2)
     chain = nn.Sequential(nn.Conv2d(2, 3, 1, bias=bias), norm, nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
     x = torch.randn(2, 2, 3, 3)
-    torch.testing.assert_close(run_stages(fold_norms(describe(chain)), x), chain(x))
+    torch.testing.assert_close(run_stages(fold_norms(describe(chain).stages), x), chain(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,11 @@ from . import halting
 from .flops import BlockFlops
 from .ponder import BlockPonder
 from .scores import Halting, ScoreHead
-from .units import Unit
+from .units import BaseUnit
+
+OutputRule = Literal["mean", "halted"]
+"""What a block gives: the paper's weighted sum of the states, or the state in which each position stopped."""
+OUTPUT_RULES = ("mean", "halted")
 
 
 class RunBlock(Protocol):
@@ -29,6 +33,8 @@ class Block(nn.Module):
         scores: one head fewer than units; empty in a plain network.
         halting: "none", "act" or "sact".
         eps: a position halts once its cumulative score reaches 1 - eps.
+        output: "mean" is the method; "halted", for networks whose later layers were trained on last states and stay as
+            they are, gives the state in which each position stopped, with the gradient of the mean (straight-through).
 
     Attributes:
         forced_units: units to run instead of what the scores say, int [N, H, W] (SACT) or [N] (ACT), or of any shape
@@ -37,17 +43,25 @@ class Block(nn.Module):
             were trained to; every engine obeys. See `sact.budget`.
     """
 
-    units: Sequence[Unit]
+    units: Sequence[BaseUnit]
     scores: Sequence[ScoreHead]
     forced_units: Tensor | None
     score_shift: float = 0.0
 
-    def __init__(self, units: Sequence[Unit], scores: Sequence[ScoreHead], halting: Halting, eps: float) -> None:
+    def __init__(
+        self,
+        units: Sequence[BaseUnit],
+        scores: Sequence[ScoreHead],
+        halting: Halting,
+        eps: float,
+        output: OutputRule = "mean",
+    ) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)  # type: ignore[assignment]  # ModuleList does not say what it holds
         self.scores = nn.ModuleList(scores)  # type: ignore[assignment]
         self.halting = halting
         self.eps = eps
+        self.output = output
         self.forced_units = None
         heads = [head.flops() for head in scores] or [(0, 0)] * (len(units) - 1)
         self._unit_flops = tuple(unit.flops(head) for unit, head in zip(units, [*heads, (0, 0)], strict=True))
@@ -72,18 +86,25 @@ class Block(nn.Module):
 
         x = self.units[0](x)
         state = halting.start(x[:, 0] if self.halting == "sact" else x[:, 0, 0, 0])
-        output = torch.zeros_like(x)
+        output, last = torch.zeros_like(x), x
         weights = []
         for index, (unit, head) in enumerate(zip(self.units, [*self.scores, None], strict=True)):
             if unit is not self.units[0]:
                 x = unit(x, state.active if self.halting == "sact" else None)
+                last = x if self.halting == "sact" else torch.where(state.active[:, None, None, None], x, last)
             score = None if head is None else self.decide(head(x, self.score_shift), index)
             state, weight = halting.step(state, score, self.eps)
             output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
             if keep_distribution:
                 weights.append(weight)
         distribution = torch.stack(weights, 1) if keep_distribution else None
-        return output.to(x.dtype), self.ponder(state, in_size, x.shape[-2:], distribution)
+        return self.give(output.to(x.dtype), last), self.ponder(state, in_size, x.shape[-2:], distribution)
+
+    def give(self, mean: Tensor, halted: Tensor) -> Tensor:
+        """The block's output, of the weighted sum of the states and the states at halting, both of one shape."""
+        if self.output == "mean":
+            return mean
+        return mean + (halted - mean).detach() if torch.is_grad_enabled() and mean.requires_grad else halted
 
     def decide(self, score: Tensor, index: int) -> Tensor:
         """The score behind unit `index`: the head's, or the one that makes `forced_units` true."""

@@ -29,17 +29,19 @@ class UnitFlops:
             unit only; it is always dense, and its `by_reach` counts positions of the block's output).
         score_local: FLOPs per active position of the score head's 3x3 convolution.
         score_global: FLOPs per image of its global term.
+        everywhere: FLOPs per position of what is evaluated at every position of an image that has an active one.
     """
 
     by_reach: tuple[tuple[int, int], ...]
     at_input: int = 0
     score_local: int = 0
     score_global: int = 0
+    everywhere: int = 0
 
     @property
     def dense(self) -> int:
         """FLOPs per position when every position is evaluated, without the score head."""
-        return sum(flops for _, flops in self.by_reach)
+        return sum(flops for _, flops in self.by_reach) + self.everywhere
 
 
 @dataclass(frozen=True)
@@ -95,5 +97,6 @@ def block_flops(block: BlockFlops, units: Tensor) -> Tensor:
             continue
         for reach, per_position in unit.by_reach:
             flops += per_position * dilate(active, reach).sum((1, 2))
+        flops += unit.everywhere * area_out * active.flatten(1).any(1)
         flops += unit.score_local * active.sum((1, 2)) + unit.score_global
     return flops

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .units import Stage
+from .units import Description, LinearConv, Scale, Stage
 
 
 def fold_norms(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -28,14 +28,26 @@ def fold_norms(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(folded)
 
 
+def fold(description: Description) -> Description:
+    """What computes the same in evaluation mode with fewer norms, those behind the last convolution among them."""
+    stages, tail = fold_norms(description.stages), list(description.tail)
+    while stages and tail and isinstance(norm := tail[0], (nn.BatchNorm2d, Scale)):
+        last, tail = stages[-1], tail[1:]
+        stages = (*stages[:-1], Stage(last.pointwise, fold_norm(last.conv, norm), last.reach))
+    return Description(description.everywhere, stages, tuple(tail), description.post)
+
+
 @torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | Scale) -> nn.Conv2d:
     """A convolution equal to `norm(conv(x))` with the norm in evaluation mode."""
-    scale, shift = norm_affine(norm)
-    merged = copy.deepcopy(conv)
+    scale, shift = (norm.factors, None) if isinstance(norm, Scale) else norm_affine(norm)
+    if isinstance(conv, LinearConv):
+        merged = nn.Conv2d(conv.in_channels, conv.out_channels, 1, device=conv.weight.device, dtype=conv.weight.dtype)
+    else:
+        merged = copy.deepcopy(conv)
     merged.weight.copy_(conv.weight * scale[:, None, None, None])
-    bias = shift if conv.bias is None else conv.bias * scale + shift
-    merged.bias = nn.Parameter(bias.clone())
+    bias = shift if conv.bias is None else conv.bias * scale + (0 if shift is None else shift)
+    merged.bias = None if bias is None else nn.Parameter(bias.clone())
     return merged.requires_grad_(False)
 
 

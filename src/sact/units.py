@@ -6,13 +6,70 @@ evaluation, FLOP counting and weight folding all read the same chain.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
 from .flops import UnitFlops, conv_flops
+
+
+class LinearConv(nn.Conv2d):
+    """A linear layer of channels, as the 1x1 convolution that it is; its weights are the layer's own.
+
+    Args:
+        linear: from C to C' features.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+        del self.weight, self.bias
+        self.linear = linear
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias") and "linear" in self._modules:
+            return self.linear.weight[:, :, None, None] if name == "weight" else self.linear.bias
+        return super().__getattr__(name)
+
+
+class Scale(nn.Module):
+    """A factor per channel that another module holds (layer scale).
+
+    Args:
+        owner: holds the factors.
+        name: of its parameter, with C numbers in any shape.
+    """
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.owner = (owner,)  # in a tuple, lest it becomes a part of this
+        self.name = name
+
+    @property
+    def factors(self) -> Tensor:
+        """[C]."""
+        factors: Tensor = getattr(self.owner[0], self.name)
+        return factors.flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same."""
+        return x * self.factors[:, None, None]
+
+
+class ChannelsLast(nn.Module):
+    """A layer that takes [N, H, W, C], for pictures [N, C, H, W]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same."""
+        result: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return result
 
 
 @dataclass(frozen=True)
@@ -35,15 +92,49 @@ class Stage:
         return self.reach + self.conv.kernel_size[0] // 2
 
 
-def describe(chain: nn.Sequential) -> tuple[Stage, ...]:
-    """Read a chain of layers as stages.
+@dataclass(frozen=True)
+class Description:
+    """What a unit computes besides its shortcut: post(shortcut + tail(stages(everywhere(x)))).
 
-    Args:
-        chain: norms, activations and convolutions in the order they run; it ends with a convolution.
-
-    Raises:
-        InputError: the chain does not end with a convolution.
+    Attributes:
+        everywhere: layers, convolutions among them, that need all positions, as one of them averages over the image
+            (squeeze-excite) or cannot be read; empty in most units.
+        stages: the rest of the branch.
+        tail: position-wise layers behind the last convolution.
+        post: position-wise layers behind the sum.
     """
+
+    everywhere: tuple[nn.Module, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    tail: tuple[nn.Module, ...] = ()
+    post: tuple[nn.Module, ...] = ()
+
+    @property
+    def is_perforable(self) -> bool:
+        """Whether some of it can be evaluated at active positions only."""
+        return bool(self.stages) and all(is_plain(stage.conv) for stage in self.stages)
+
+    def flops(self, projection: nn.Conv2d | None = None, score: tuple[int, int] = (0, 0)) -> UnitFlops:
+        """A unit's FLOPs per position.
+
+        Args:
+            projection: the shortcut's convolution.
+            score: FLOPs of the score head behind the unit, (per position, per image).
+        """
+        strided = [index for index, stage in enumerate(self.stages) if stage.conv.stride[0] > 1]
+        before_stride = self.stages[: strided[0]] if strided else ()
+        by_reach = [(stage.reach, conv_flops(stage.conv)) for stage in self.stages[len(before_stride) :]]
+        if projection is not None:
+            by_reach.append((0, conv_flops(projection)))
+        everywhere = sum(conv_flops(layer) for layer in self.everywhere if isinstance(layer, nn.Conv2d))
+        if not self.is_perforable and not strided:
+            everywhere, by_reach = everywhere + sum(flops for _, flops in by_reach), []
+        at_input = sum(conv_flops(stage.conv) for stage in before_stride)
+        return UnitFlops(tuple(by_reach), at_input, *score, everywhere=everywhere)
+
+
+def describe(chain: Iterable[nn.Module]) -> Description:
+    """Read layers, in the order they run, as stages and what follows the last convolution."""
     grouped: list[tuple[tuple[nn.Module, ...], nn.Conv2d]] = []
     pointwise: list[nn.Module] = []
     for layer in chain:
@@ -52,17 +143,70 @@ def describe(chain: nn.Sequential) -> tuple[Stage, ...]:
             pointwise = []
         else:
             pointwise.append(layer)
-    if pointwise or not grouped:
-        raise InputError(f"a branch must end with a convolution, but this one ends with {chain[-1:]}")
     stages: list[Stage] = []
     reach = 0
     for layers, conv in reversed(grouped):
         stages.insert(0, Stage(layers, conv, reach))
         reach += conv.kernel_size[0] // 2
-    return tuple(stages)
+    return Description(stages=tuple(stages), tail=tuple(pointwise))
 
 
-class Unit(nn.Module):
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a convolution can be evaluated at listed positions: square, odd, stride 1, not dilated, zero padding."""
+    kernel = conv.kernel_size[0]
+    return (
+        conv.kernel_size == (kernel, kernel)
+        and kernel % 2 == 1
+        and conv.stride == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.padding == (kernel // 2, kernel // 2)
+        and conv.padding_mode == "zeros"
+    )
+
+
+class BaseUnit(nn.Module):
+    """One residual unit, as blocks and engines know it.
+
+    Attributes:
+        out_channels: channels of the next state.
+    """
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the next state."""
+        raise NotImplementedError
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the shortcut is the raw input, so that an inactive position can simply be left alone."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """The next state, computed everywhere and kept where active.
+
+        Args:
+            x: state [N, C, H, W].
+            active: bool [N, H, W]; elsewhere the residual is zero and the state stays. None: everywhere.
+
+        Returns:
+            [N, C', H', W'].
+        """
+        raise NotImplementedError
+
+    def description(self) -> Description:
+        """The residual branch from the raw state on, and what follows the sum."""
+        raise NotImplementedError
+
+    def flops(self, score: tuple[int, int] = (0, 0)) -> UnitFlops:
+        """This unit's FLOPs per position, and those of the score head behind it as (per position, per image)."""
+        raise NotImplementedError
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the branch."""
+        return self.description().stages
+
+
+class Unit(BaseUnit):
     """One residual unit, x + f(x), with pre-activation.
 
     Args:
@@ -82,24 +226,23 @@ class Unit(nn.Module):
         self.shortcut_preactivated = shortcut_preactivated
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        """The next state, computed everywhere and kept where active.
-
-        Args:
-            x: state [N, C, H, W].
-            active: bool [N, H, W]; elsewhere the residual is zero and the state stays. None: everywhere.
-
-        Returns:
-            [N, C', H', W'].
-        """
+        """As `BaseUnit.forward`."""
         preactivated = self.preact(x)
         residual = self.branch(preactivated)
         if active is not None:
             residual = torch.where(active[:, None], residual, torch.zeros_like(residual))
         return self.shortcut(preactivated if self.shortcut_preactivated else x) + residual
 
-    def stages(self) -> tuple[Stage, ...]:
-        """The residual branch from the raw state on, as stages."""
-        return describe(nn.Sequential(*self.preact, *self.branch))
+    def description(self) -> Description:
+        """The residual branch from the raw state on.
+
+        Raises:
+            InputError: the branch does not end with a convolution.
+        """
+        description = describe([*self.preact, *self.branch])
+        if description.tail or not description.stages:
+            raise InputError(f"a branch must end with a convolution, but this one ends with {self.branch[-1:]}")
+        return description
 
     @property
     def out_channels(self) -> int:
@@ -108,15 +251,9 @@ class Unit(nn.Module):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the shortcut is the raw input, so that an inactive position can simply be left alone."""
+        """Whether the shortcut is the raw input."""
         return isinstance(self.shortcut, nn.Identity) and not self.shortcut_preactivated
 
     def flops(self, score: tuple[int, int] = (0, 0)) -> UnitFlops:
-        """This unit's FLOPs per position, and those of the score head behind it as (per position, per image)."""
-        stages = self.stages()
-        strided = [index for index, stage in enumerate(stages) if stage.conv.stride[0] > 1]
-        before_stride = stages[: strided[0]] if strided else ()
-        by_reach = [(stage.reach, conv_flops(stage.conv)) for stage in stages[len(before_stride) :]]
-        if isinstance(self.shortcut, nn.Conv2d):
-            by_reach.append((0, conv_flops(self.shortcut)))
-        return UnitFlops(tuple(by_reach), sum(conv_flops(stage.conv) for stage in before_stride), *score)
+        """As `BaseUnit.flops`."""
+        return self.description().flops(self.shortcut if isinstance(self.shortcut, nn.Conv2d) else None, score)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from .. import halting
 from ..block import Block
-from ..folding import fold_norms
+from ..folding import fold as fold_description
 from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
-from ..units import Stage, Unit, describe
+from ..units import BaseUnit, Description, Stage, describe
 from . import NormStatistics, Run
 from .ops import wide_type
-from .perforated import Positions, convolve, has_training_norm, is_plain, perforated
+from .perforated import Positions, convolve, has_training_norm, on_map, perforated, pointwise
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -39,15 +39,19 @@ FEW_CHANNELS = 64
 """Channels of a block's states below which it trains by the definition, for the same reason."""
 
 
+_RANDOM = ("Dropout", "Dropout2d", "DropPath", "StochasticDepth", "DropBlock2d")
+"""Layers of PyTorch, torchvision and timm that do something in training mode alone."""
+
+
 class Chains(NamedTuple):
     """One unit of a SACT block as this engine reads it.
 
     Attributes:
-        branch: the unit's stages, or None where the unit cannot be evaluated perforated.
+        branch: the unit's description, or None where the unit cannot be evaluated perforated.
         score: the stages of the score head's local branch, or None behind the last unit.
     """
 
-    branch: tuple[Stage, ...] | None
+    branch: Description | None
     score: tuple[Stage, ...] | None
 
 
@@ -93,18 +97,24 @@ def _is_small(block: Block, x: Tensor) -> bool:
 
 
 def _trains(block: Block) -> bool:
-    return any(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d))
+    """Whether norms take statistics of what they are given, or layers drop at random what they are given."""
+    return any(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d) or _drops(module))
+
+
+def _drops(module: nn.Module) -> bool:
+    return type(module).__name__ in _RANDOM
 
 
 def read_chains(block: Block, fold: bool = False) -> list[Chains]:
     """The described chains of a SACT block, one entry per unit; with norms folded if asked for."""
     chains = []
     for unit, head in zip(block.units, [*block.scores, None], strict=True):
-        stages = unit.stages()
-        branch = stages if unit.keeps_state and all(is_plain(stage.conv) for stage in stages) else None
+        branch = unit.description() if unit.keeps_state else None
+        if branch is not None and not branch.is_perforable:
+            branch = None
         if branch is not None and fold:
-            branch = fold_norms(branch)
-        chains.append(Chains(branch, describe(head.local()) if isinstance(head, PositionScore) else None))
+            branch = fold_description(branch)
+        chains.append(Chains(branch, describe(head.local()).stages if isinstance(head, PositionScore) else None))
     return chains
 
 
@@ -180,7 +190,7 @@ def run_positions(
     weights: list[Tensor] = []
     # Otherwise every unit is listed, and takes its turn even where nothing is active: gradients and statistics want it.
     is_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _trains(block))
-    lets_go = torch.is_grad_enabled() and all(chain.branch is not None for chain in chains[1:])
+    lets_go = torch.is_grad_enabled() and block.output == "mean" and all(map(_reads_listed, chains[1:]))
     for index, (unit, head, chain) in enumerate(zip(block.units, [*block.scores, None], chains, strict=True)):
         positions = Positions(state.active)
         if is_inference and not len(positions.at(0)):
@@ -199,10 +209,12 @@ def run_positions(
         if keep_distribution:
             weights.append(weight)
     distribution = _stack(weights, len(block.units)) if keep_distribution else None
-    return states.picture(states.output.to(x.dtype)), block.ponder(state, in_size, x.shape[-2:], distribution)
+    mean = states.picture(states.output.to(x.dtype))
+    output = mean if block.output == "mean" else block.give(mean, states.picture(states.rows))
+    return output, block.ponder(state, in_size, x.shape[-2:], distribution)
 
 
-def add_everywhere(states: States, unit: Unit, state: HaltingState) -> None:
+def add_everywhere(states: States, unit: BaseUnit, state: HaltingState) -> None:
     """A unit computed at all positions, and kept where they are active."""
     picture = unit(states.picture(states.rows), state.active)
     rows = _as_rows(picture)
@@ -219,8 +231,22 @@ def add_listed(
     them again; so what is kept for the backward pass falls with the share, too. None lets nothing go.
     """
     assert chain.branch is not None
-    residual = perforated(chain.branch, states.rows, states.held, positions)
-    listed = positions.at(0)
+    branch, listed = chain.branch, positions.at(0)
+    values, held = states.rows, states.held
+    if branch.everywhere:
+        x = states.picture(values)
+        for layer in branch.everywhere:
+            x = on_map(layer, x)
+        values = _as_rows(x)
+    residual = perforated(branch.stages, values, held, positions)
+    for layer in branch.tail:
+        residual = pointwise(layer, residual, listed)
+    if branch.post:
+        before = states.rows.index_select(0, positions.table(states.held, listed, 1)[:, 0].clamp(min=0))
+        after = before + residual
+        for layer in branch.post:
+            after = pointwise(layer, after, listed)
+        residual = after - before
     at = listed.clamp(min=0) if torch.compiler.is_compiling() else listed
     states.output.index_add_(0, at, remainder.flatten().index_select(0, at)[:, None] * residual)
     count, height, width = states.size
@@ -237,9 +263,16 @@ def add_listed(
     states.rows.index_add_(0, place, residual.to(states.rows.dtype))
 
 
+def _reads_listed(chain: Chains) -> bool:
+    """Whether a unit reads no more than the positions around the active ones."""
+    return chain.branch is not None and not chain.branch.everywhere
+
+
 def _reach_from(chains: Sequence[Chains]) -> int:
     """How far around an active position these units and scores read."""
-    return max(stages[0].in_reach for chain in chains for stages in chain if stages)
+    branches = [chain.branch.stages for chain in chains if chain.branch is not None]
+    scores = [chain.score for chain in chains if chain.score is not None]
+    return max(stages[0].in_reach for stages in [*branches, *scores])
 
 
 def _is_dense(states: States, positions: Positions) -> bool:

@@ -27,12 +27,13 @@ from ..folding import activation_slope, fold_norms, norm_affine
 from ..layers import PoolPadShortcut, SameConv2d, SameMaxPool2d
 from ..ponder import BlockPonder, Ponder
 from ..scores import ImageScore, PositionScore
-from ..units import Stage, Unit
+from ..units import BaseUnit, Stage, Unit
 from . import NormStatistics, Run, gather
 from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.network import Network
+
 
 ISAS = ("avx512", "avx2", "neon", "portable")
 """Builds of the kernel, the best first; `SACT_NATIVE_ISA` chooses one."""
@@ -318,10 +319,11 @@ class Packed:
             float(bias.detach()) if bias is not None else 0.0,
         )
 
-    def _unit(self, unit: Unit, head: ImageScore | PositionScore | None, first: bool) -> _Unit:
+    def _unit(self, unit: BaseUnit, head: ImageScore | PositionScore | None, first: bool) -> _Unit:
         stages = unit.stages()
         if not first and not unit.keeps_state:
             raise Unsupported(f"the shortcut {unit.shortcut} behind a block's first unit")
+        assert isinstance(unit, Unit)
         result = _Unit(len(stages), _IDENTITY, unit.shortcut_preactivated, 1, 0, self._stages(stages))
         shortcut = unit.shortcut
         if isinstance(shortcut, nn.Conv2d):
@@ -372,6 +374,8 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
     """
     library()
     otherwise = gather.prepare(model, freeze, norm_statistics)
+    if not model.is_sequence:
+        return otherwise
     packed: tuple[Watch | None, list[nn.BatchNorm2d], Packed | None] | None = None
 
     @torch.compiler.disable

@@ -44,7 +44,7 @@ def perforated_conv(
         values: [B, C], floating point.
         rows: int64 [A, K], which of the values each tap reads, -1 for padding; no tap reads a value twice. None: each
             output reads the value of its own row (K = 1, A = B).
-        weight: [C', C, k, k], k k = K; its dtype is that of the product and the result.
+        weight: [C', C / groups, k, k], k k = K; its dtype is that of the product and the result.
         bias: [C'], or None.
         scale: [C] float32 (or float64), with `shift` the norm before the convolution; None without one.
         shift: [C].
@@ -55,7 +55,8 @@ def perforated_conv(
 
     Source: section 3.2, the perforated convolutional layer.
     """
-    if runs_in_triton(values):
+    groups = _groups(values, weight)
+    if runs_in_triton(values) and groups == 1:
         from . import launch
 
         with torch.cuda.device_of(values):  # which Triton launches on
@@ -67,14 +68,14 @@ def perforated_conv(
     if rows is None or rows.shape[1] == 1:
         for part in _parts(count, values.shape[1]):
             read = activate(_read(values, rows, part), scale, shift, slope, weight.dtype)
-            _multiply(read, taps[0], bias, result[part])
+            _multiply(read, taps[0], bias, result[part], groups)
     else:
         activated = activate(values, scale, shift, slope, weight.dtype)
         for tap, read in enumerate(_each_tap(activated, rows[:count])):
             if tap == 0:
-                _multiply(read, taps[0], bias, result[:count])
+                _multiply(read, taps[0], bias, result[:count], groups)
             else:
-                result[:count].addmm_(read, taps[tap])
+                _multiply_add(read, taps[tap], result[:count], groups)
     return result
 
 
@@ -104,7 +105,8 @@ def perforated_conv_backward(
     Returns:
         Gradients of values [B, C], weight [C', C, k, k], bias [C'], and (scale, shift) [2, C]; empty where not wanted.
     """
-    if runs_in_triton(values):
+    groups = _groups(values, weight)
+    if runs_in_triton(values) and groups == 1:
         from . import launch
 
         with torch.cuda.device_of(values):
@@ -123,9 +125,9 @@ def perforated_conv_backward(
             raw = _read(values, rows, part)
             read = activate(raw, scale, shift, slope, weight.dtype)
             if wants[1]:
-                by_tap = _add_product(by_tap, grad[part].T, read)
+                by_tap = _add(by_tap, _by_weight(grad[part], read, groups))
             if wants[0] or wants[3]:
-                below = through_norm(grad[part] @ taps[0].T, raw, read, scale, slope, by_norm)
+                below = through_norm(_by_values(grad[part], taps[0], groups), raw, read, scale, slope, by_norm)
                 if wants[0] and rows is None:
                     by_values[part] = below
                 elif wants[0] and rows is not None:
@@ -135,12 +137,13 @@ def perforated_conv_backward(
         return by_values, by_weight, by_bias, by_norm
     activated = activate(values, scale, shift, slope, weight.dtype)
     if wants[1]:
-        by_taps = torch.stack([grad[:count].T @ read for read in _each_tap(activated, rows[:count])], 2)
+        read_by_tap = _each_tap(activated, rows[:count])
+        by_taps = torch.stack([_by_weight(grad[:count], read, groups) for read in read_by_tap], 2)
         by_weight = by_taps.view(weight.shape)
     if wants[0] or wants[3]:
         below_or_none: Tensor | None = None
         for tap, read in enumerate(_each_tap(grad, reverse(rows[:count], len(values)))):
-            below_or_none = _add_product(below_or_none, read, taps[tap].T)
+            below_or_none = _add(below_or_none, _by_values(read, taps[tap], groups))
         assert below_or_none is not None
         below = through_norm(below_or_none.to(weight.dtype), values, activated, scale, slope, by_norm)
         by_values = below.to(values.dtype) if wants[0] else by_values
@@ -279,18 +282,59 @@ def activate(values: Tensor, scale: Tensor | None, shift: Tensor | None, slope: 
     return values.to(dtype)
 
 
-def _multiply(picked: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
+def _groups(values: Tensor, weight: Tensor) -> int:
+    return values.shape[1] // weight.shape[1]
+
+
+def _of_groups(values: Tensor, groups: int) -> Tensor:
+    """[A, g C] to [g, A, C]."""
+    return values.unflatten(1, (groups, -1)).transpose(0, 1)
+
+
+def _multiply(picked: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor, groups: int) -> None:
+    """out = picked @ matrix + bias, group by group; [A, C], [C / groups, C'], [C'], [A, C']."""
+    if groups > 1:
+        out.copy_(torch.zeros((), dtype=out.dtype, device=out.device) if bias is None else bias)
+        _multiply_add(picked, matrix, out, groups)
+    elif bias is None:
         torch.mm(picked, matrix, out=out)
     else:
         torch.addmm(bias.to(matrix.dtype), picked, matrix, out=out)
 
 
-def _add_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
-    """total + one @ other, in float32 or wider; no total yet is zero."""
-    if total is None:
-        return (one @ other).to(wide_type(one.dtype))
-    return total.addmm_(one, other) if total.dtype == one.dtype else total.add_(one @ other)
+def _multiply_add(picked: Tensor, matrix: Tensor, out: Tensor, groups: int) -> None:
+    """Add picked @ matrix, group by group."""
+    if groups == 1:
+        out.addmm_(picked, matrix)
+    elif matrix.shape == (1, picked.shape[1]):  # depthwise
+        out.addcmul_(picked, matrix)
+    else:
+        products = torch.bmm(_of_groups(picked, groups), _of_groups(matrix, groups))
+        out.add_(products.transpose(0, 1).flatten(1))
+
+
+def _by_weight(grad: Tensor, read: Tensor, groups: int) -> Tensor:
+    """The weight's gradient by one tap, [C', C / groups]."""
+    if groups == 1:
+        return grad.T @ read
+    if grad.shape[1] == read.shape[1] == groups:
+        return (grad * read).sum(0)[:, None]
+    return torch.bmm(_of_groups(grad, groups).transpose(1, 2), _of_groups(read, groups)).flatten(0, 1)
+
+
+def _by_values(grad: Tensor, matrix: Tensor, groups: int) -> Tensor:
+    """The gradient of what one tap read, [A, C]."""
+    if groups == 1:
+        return grad @ matrix.T
+    if matrix.shape == (1, groups):
+        return grad * matrix
+    products = torch.bmm(_of_groups(grad, groups), _of_groups(matrix, groups).transpose(1, 2))
+    return products.transpose(0, 1).flatten(1)
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    """total + term, in float32 or wider; no total yet is zero."""
+    return term.to(wide_type(term.dtype)) if total is None else total.add_(term)
 
 
 def through_norm(

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..block import Block
 from ..folding import activation_slope, fold_norms, norm_affine
 from ..scores import PositionScore
-from ..units import Unit
-from .perforated import is_plain
+from ..units import BaseUnit, Unit, is_plain
 
 
 class Conv(NamedTuple):
@@ -103,8 +102,10 @@ def pack(block: Block, dtype: torch.dtype) -> BlockWeights | None:
         return BlockWeights([None, *units], heads)
 
 
-def _pack_unit(unit: Unit, dtype: torch.dtype, listed: bool) -> UnitWeights:
+def _pack_unit(unit: BaseUnit, dtype: torch.dtype, listed: bool) -> UnitWeights:
     """A unit that is to be evaluated at listed positions, or everywhere."""
+    if not isinstance(unit, Unit):
+        raise Unsupported("units of adapted networks")
     if listed and not unit.keeps_state:
         raise Unsupported("units behind a block's first whose shortcut is not the identity")
     if listed and len(unit.stages()) < 2:

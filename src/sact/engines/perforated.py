@@ -11,8 +11,22 @@ from torch import Tensor, nn
 from ..flops import dilate
 from ..folding import activation_slope, norm_affine
 from ..layers import BatchNorm2d
-from ..units import Stage
+from ..units import Scale, Stage
 from .ops import perforated_conv
+
+ELEMENTWISE = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ELU,
+)
+"""Layers that take a tensor of any shape."""
 
 
 class Positions:
@@ -135,7 +149,7 @@ def convolve(
         scale, shift = affine(norm, values, listed)
     bias = stage.conv.bias if weight is None else None
     weight = stage.conv.weight if weight is None else weight
-    if scale is not None and shift is not None and slope == 1 and weight.shape[-1] == 1:
+    if scale is not None and shift is not None and slope == 1 and weight.shape[1:] == (len(scale), 1, 1):
         # A norm right before a 1x1 convolution is a part of it: no pass over the values.
         moved = weight.to(scale.dtype)
         added = (moved[:, :, 0, 0] * shift).sum(1)
@@ -153,7 +167,25 @@ def pointwise(layer: nn.Module, values: Tensor, listed: Tensor | None) -> Tensor
     if isinstance(layer, nn.BatchNorm2d):
         scale, shift = affine(layer, values, listed)
         return torch.addcmul(shift, values.to(scale.dtype), scale).to(values.dtype)
-    result: Tensor = layer(values)
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(values, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    if isinstance(layer, Scale):
+        return values * layer.factors
+    if isinstance(layer, ELEMENTWISE):
+        elementwise: Tensor = layer(values)
+        return elementwise
+    pixels: Tensor = layer(values[:, :, None, None])  # somebody's own layer, made for maps
+    return pixels[:, :, 0, 0]
+
+
+def on_map(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer of a description at all positions, [N, C, H, W]."""
+    if isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, BatchNorm2d):
+        return nn.BatchNorm2d.forward(layer, x)  # without the activation that a norm of timm's holds
+    if isinstance(layer, nn.LayerNorm):
+        last = F.layer_norm(x.permute(0, 2, 3, 1), layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+        return last.permute(0, 3, 1, 2)
+    result: Tensor = layer(x)
     return result
 
 
@@ -201,17 +233,3 @@ def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count:
 def has_training_norm(stage: Stage) -> bool:
     """Whether the stage's norm takes its statistics from what it is given."""
     return any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in stage.pointwise)
-
-
-def is_plain(conv: nn.Conv2d) -> bool:
-    """Whether a convolution can be evaluated at listed positions: square and odd, stride 1, zero padding, one group."""
-    kernel = conv.kernel_size[0]
-    return (
-        conv.kernel_size == (kernel, kernel)
-        and kernel % 2 == 1
-        and conv.stride == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding == (kernel // 2, kernel // 2)
-        and conv.padding_mode == "zeros"
-    )

@@ -22,9 +22,9 @@ from ..block import Block
 from ..errors import InputError
 from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
+from ..units import is_plain
 from . import NormStatistics, Run, gather
 from .packing import BlockWeights, Conv, UnitWeights, pack
-from .perforated import is_plain
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
     """
     check_device()
     otherwise = gather.prepare(model, freeze, norm_statistics)
+    if not model.is_sequence:  # its convolutions run in these kernels all the same, see `ops.runs_in_triton`
+        return otherwise
     packed: dict[tuple[Block, torch.dtype], tuple[Watch | None, BlockWeights | None]] = {}
     plans: dict[tuple[Block, torch.Size, torch.dtype, float], Plan] = {}
     graphs: dict[tuple[object, ...], Graph | None] = {}

@@ -43,6 +43,8 @@ class AdaptiveNetwork(nn.Module):
         config: what this network is.
         blocks: the stacks of units.
         min_size: the smallest side of an image, in pixels.
+        is_sequence: whether it is `stem`, `blocks`, `head` and `classifier`, one after the other, so that an engine can
+            run it as a whole.
         preprocessing: the evaluation preprocessing that the weights expect, a spec for `sact.preprocess`, or None.
         class_names: names of the classes, or None.
     """
@@ -50,6 +52,7 @@ class AdaptiveNetwork(nn.Module):
     config: Config
     blocks: Sequence[Block]
     min_size: int = 32
+    is_sequence: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,5 +53,7 @@ def build(config: NetworkConfig) -> Network:
         ),
     )
     # The stem is a bare convolution: the first unit activates its output for the shortcut too.
-    network.blocks[0].units[0].shortcut_preactivated = True
+    first = network.blocks[0].units[0]
+    assert isinstance(first, Unit)
+    first.shortcut_preactivated = True
     return network

@@ -61,6 +61,7 @@ class Network(AdaptiveNetwork):
     """
 
     config: NetworkConfig
+    is_sequence = True
     head: nn.Module | None
     classifier: nn.Conv2d | None
 
