@@ -12,6 +12,8 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.utils import RepositoryNotFoundError
+from PIL import Image
 from torch import Tensor
 
 import sact
@@ -54,7 +56,8 @@ def test_round_trip_is_bit_for_bit(make_model, tmp_path: Path, name: str, kind: 
         for ours, theirs in zip(loaded(images), model(images), strict=True):
             assert torch.equal(ours, theirs)
     assert checkpoints.read_config(tmp_path / "new" / "folder")["metadata"] == {"accuracy": 0.5, "note": "é"}
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    written = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert written == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_saving_accepts_other_layouts(make_model, tmp_path: Path) -> None:
@@ -168,6 +171,14 @@ def test_a_full_disk_is_a_checkpoint_error(
     with pytest.raises(sact.CheckpointError, match=r"no space left|No space left"):
         make_model("cifar_resnet", **NETWORK).save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_class_names_that_are_not_json(make_model, tmp_path: Path) -> None:
+    model = make_model("cifar_resnet", **NETWORK)
+    model.class_names = {"a", "b"}
+    with pytest.raises(sact.InputError, match="set is not JSON"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_metadata_that_is_not_json_changes_nothing(make_model, folder: Path) -> None:
@@ -309,6 +320,52 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_a_repository_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args, **kwargs):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        sact.CheckpointError, match='"someone/nothing" .*no such repository, or it is private.*check the'
+    ):
+        sact.from_pretrained("someone/nothing")
+
+
+def test_a_hub_id_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the hub's own code, which is told that it is offline."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(sact.CheckpointError, match=r'"someone/nothing" is neither.*no connection download it before'):
+        sact.from_pretrained("someone/nothing")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "weights.pkl", "W.PTH"])
+def test_pickles_are_refused_with_the_safe_way(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args, **kwargs):
+        raise AssertionError("a pickle was read")
+
+    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(pickle, "load", fail)
+    (folder / name).write_bytes(pickle.dumps({"weight": 1}))
+    assert sact.from_pretrained(folder).config.halting == "sact"  # what lies beside safetensors is of no interest
+    (folder / "model.safetensors").unlink()
+    for source in (folder, folder / name, str(folder / name)):
+        with pytest.raises(
+            sact.CheckpointError, match=r"weights_only=True.*load_state_dict.*save_pretrained"
+        ) as caught:
+            sact.from_pretrained(source)
+        assert str(caught.value).startswith(f"{folder / name} is a pickle")
+
+
+def test_a_run_and_a_file_are_not_the_folder_to_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"")
+    with pytest.raises(sact.CheckpointError, match=r"run is a run of sact train; its network is in .*run/model"):
+        sact.from_pretrained(tmp_path / "run")
+    with pytest.raises(sact.CheckpointError, match=r"model\.safetensors is a file; name the folder"):
+        sact.from_pretrained(folder / "model.safetensors")
+
+
 @pytest.mark.parametrize("source", ["no_such_network", "/no/such/folder", "./no/such", "../nothing"])
 def test_sources_that_do_not_exist(source: str) -> None:
     with pytest.raises(sact.CheckpointError, match=f'no checkpoint "{source}"'):
@@ -333,13 +390,57 @@ def test_push_to_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert sact.push_to_hub(folder, "someone/net") == "https://hub/someone/net"
-    assert calls[1] == ("upload", {"repo_id": "someone/net", "folder_path": str(folder)})
+    shared = ["config.json", "model.safetensors", "README.md", "ponder.png"]
+    upload = {"repo_id": "someone/net", "folder_path": str(folder), "allow_patterns": shared}
+    assert calls == [("create", ("someone/net",), {"exist_ok": True}), ("upload", upload)]
     calls.clear()
-    with pytest.raises(sact.InputError, match='"net"'):
-        sact.push_to_hub(folder, "net")
-    with pytest.raises(sact.CheckpointError):
+    for wrong in ("net", "/net", "someone/"):
+        with pytest.raises(sact.InputError, match=f'"{wrong}"'):
+            sact.push_to_hub(folder, wrong)
+    with pytest.raises(sact.InputError, match="its own metadata"):
+        sact.push_to_hub(folder, "someone/net", accuracy=1)
+    with pytest.raises(sact.CheckpointError, match=r"config\.json cannot be read"):
+        sact.push_to_hub(tmp_path, "someone/net")
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(sact.CheckpointError, match=r"weights\.pt is a pickle"):
         sact.push_to_hub(tmp_path, "someone/net")
     assert not calls
+
+
+def test_push_a_network_to_the_hub(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded = {}
+
+    class Api:
+        def create_repo(self, *args, **kwargs) -> None: ...
+
+        def upload_folder(self, repo_id: str, folder_path: str, allow_patterns: list[str]) -> str:
+            uploaded.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
+            uploaded["model"] = sact.from_pretrained(folder_path)
+            uploaded["folder"] = Path(folder_path)
+            return "https://hub/someone/net"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    model = make_model("cifar_resnet", halting="sact", **NETWORK)
+    address = sact.push_to_hub(model, "someone/net", picture=Image.new("RGB", (2, 2)), licence="MIT")
+    assert address == "https://hub/someone/net"
+    assert torch.equal(uploaded["model"].classifier.weight, model.classifier.weight)
+    assert json.loads(uploaded["config.json"])["metadata"] == {"licence": "MIT"}
+    assert b"license: mit" in uploaded["README.md"] and b"](ponder.png)" in uploaded["README.md"]
+    assert "ponder.png" in uploaded
+    assert not uploaded["folder"].exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no route\nlong story"), ValueError("bad name"), RuntimeError("client")])
+def test_uploads_that_fail(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Api:
+        def create_repo(self, *args, **kwargs) -> None:
+            raise error
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(
+        sact.CheckpointError, match=r'"someone/net" could not be uploaded \((no route|bad name|client)\)'
+    ):
+        sact.push_to_hub(folder, "someone/net")
 
 
 def test_packaged_network_is_the_study_s() -> None:

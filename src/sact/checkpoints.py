@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from PIL import Image
 from torch import Tensor
 
+from .card import CARD_NAME, PICTURE_NAME, as_json, is_unedited, model_card
 from .errors import CheckpointError, InputError
 from .files import replacing, write_text
 from .models.adaptive import AdaptiveNetwork
@@ -22,19 +25,27 @@ from .scores import Halting
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+"""Suffixes of files that PyTorch pickles."""
 
 
-def save_pretrained(model: AdaptiveNetwork, folder: str | Path, **metadata: Any) -> None:
+def save_pretrained(
+    model: AdaptiveNetwork, folder: str | Path, picture: Image.Image | None = None, **metadata: Any
+) -> None:
     """Write a network to a folder, each file whole or not at all.
+
+    The folder receives `config.json`, `model.safetensors`, a model card `README.md` (see `model_card`), unless there is
+    one that somebody wrote or edited, and the picture.
 
     Args:
         model: any network of this library.
         folder: created if it does not exist.
+        picture: shown in the card and written as `ponder.png`; without one, such a file that is there is shown.
         **metadata: JSON-able facts to keep in the configuration (metrics, the recipe, a licence).
 
     Raises:
         CheckpointError: the folder cannot be written.
-        InputError: the metadata is not JSON-able.
+        InputError: the metadata is not JSON-able, or the picture is none.
     """
     folder = Path(folder)
     config = {
@@ -44,17 +55,21 @@ def save_pretrained(model: AdaptiveNetwork, folder: str | Path, **metadata: Any)
         "class_names": model.class_names,
         "metadata": metadata,
     }
-    try:
-        text = json.dumps(config, indent=2) + "\n"
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"the metadata cannot be written as JSON ({error}); pass numbers, texts, lists and dicts"
-        ) from error
+    if picture is not None and not isinstance(picture, Image.Image):
+        raise InputError(f"the picture is {type(picture).__name__}, but it must be a PIL image; see PIL.Image.open")
+    text = json.dumps(as_json(config), indent=2) + "\n"
+    shown = picture is not None or (folder / PICTURE_NAME).is_file()
+    card = model_card(model, metadata, PICTURE_NAME if shown else None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
         with replacing(folder / WEIGHTS_NAME) as path:
             safetensors.torch.save_file(tensors, path)
         write_text(folder / CONFIG_NAME, text)
+        if picture is not None:
+            with replacing(folder / PICTURE_NAME) as path:
+                picture.save(path, format="PNG")
+        if not (folder / CARD_NAME).exists() or is_unedited((folder / CARD_NAME).read_text("utf-8", "replace")):
+            write_text(folder / CARD_NAME, card)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
 
@@ -191,8 +206,11 @@ def load_weights(model: Network, tensors: dict[str, Tensor], source: str, fresh_
 
 def _locate(source: str | Path) -> Path:
     folder = Path(source)
+    _refuse_pickles(folder)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name the folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
     name = str(source)
     if name in list_pretrained():
         return Path(str(resources.files("sact") / "weights" / name))
@@ -204,28 +222,81 @@ def _locate(source: str | Path) -> Path:
     )
 
 
+def _refuse_pickles(path: Path) -> None:
+    """Raise CheckpointError if a pickle stands where safetensors should."""
+    files = [path] if path.is_file() else [] if (path / WEIGHTS_NAME).is_file() else sorted(path.glob("*"))
+    pickles = [file for file in files if file.suffix.lower() in PICKLES and file.is_file()]
+    if pickles and (path / "model" / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{path} is a run of sact train; its network is in {path / 'model'}")
+    if pickles:
+        raise CheckpointError(
+            f"{pickles[0]} is a pickle, which can run code when it is read, so sact reads none; load it with "
+            "torch.load(..., weights_only=True), give the tensors to load_state_dict of a network from "
+            "sact.create_model, and save that with save_pretrained"
+        )
+
+
 def _download(hub_id: str) -> Path:
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
-    except (OSError, ValueError) as error:  # the hub's own errors derive from these
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f'"{hub_id}" is neither a folder here nor to be had from the hub: {reason}') from error
+    except Exception as error:  # the hub's own, its HTTP library's, the system's
+        raise CheckpointError(
+            f'"{hub_id}" is neither a folder here nor to be had from the hub ({_reason(error)}); check the name, and '
+            "where there is no connection download it before, where there is one"
+        ) from error
 
 
-def push_to_hub(folder: str | Path, hub_id: str) -> str:
-    """Upload a folder written by `save_pretrained` to the Hugging Face hub; returns its address.
+def push_to_hub(
+    source: AdaptiveNetwork | str | Path, hub_id: str, picture: Image.Image | None = None, **metadata: Any
+) -> str:
+    """Upload a network to the Hugging Face hub: configuration, weights, card and picture, nothing else.
+
+    Args:
+        source: a folder written by `save_pretrained`, or a network, which is saved for the purpose.
+        hub_id: "owner/name"; made if it does not exist.
+        picture: of a network, see `save_pretrained`.
+        **metadata: of a network.
+
+    Returns:
+        The address.
 
     Raises:
-        CheckpointError: the folder is no checkpoint.
-        InputError: `hub_id` is not "owner/name".
+        CheckpointError: the folder is no checkpoint, or the hub does not take it.
+        InputError: `hub_id` is not "owner/name", or a folder was given together with a picture or metadata.
     """
+    if hub_id.count("/") != 1 or not all(hub_id.split("/")):
+        raise InputError(f'hub id is "{hub_id}", but it must be of the form owner/name')
+    if isinstance(source, AdaptiveNetwork):
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(source, folder, picture, **metadata)
+            return _upload(Path(folder), hub_id)
+    if picture is not None or metadata:
+        raise InputError(f"{source} has its own metadata and picture; change them with save_pretrained")
+    _refuse_pickles(Path(source))
+    read_config(Path(source))
+    return _upload(Path(source), hub_id)
+
+
+def _upload(folder: Path, hub_id: str) -> str:
     import huggingface_hub
 
-    if hub_id.count("/") != 1:
-        raise InputError(f'hub id is "{hub_id}", but it must be of the form owner/name')
-    read_config(Path(folder))
-    api = huggingface_hub.HfApi()
-    api.create_repo(hub_id, exist_ok=True)
-    return str(api.upload_folder(repo_id=hub_id, folder_path=str(folder)))
+    shared = [CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, PICTURE_NAME]
+    try:
+        api = huggingface_hub.HfApi()
+        api.create_repo(hub_id, exist_ok=True)
+        return str(api.upload_folder(repo_id=hub_id, folder_path=str(folder), allow_patterns=shared))
+    except Exception as error:  # the hub's own, its HTTP library's, the system's
+        raise CheckpointError(
+            f'"{hub_id}" could not be uploaded ({_reason(error)}); check the name and the connection, and log in with '
+            "huggingface_hub.login()"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.utils import RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):  # whose first line is the number of a request
+        return "there is no such repository, or it is private"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
