@@ -5,6 +5,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from .adapt import adapt, restore
+from .budget import Calibration
+from .calibration import calibrate
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
 from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
@@ -16,6 +18,7 @@ from .tf_checkpoints import import_tf_checkpoint
 
 __all__ = [
     "BlockPonder",
+    "Calibration",
     "CheckpointError",
     "InputError",
     "MissingExtraError",
@@ -25,6 +28,7 @@ __all__ = [
     "RecipeError",
     "SactError",
     "adapt",
+    "calibrate",
     "compile",
     "create_model",
     "from_pretrained",

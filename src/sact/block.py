@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from . import halting
+from .cap import Allowance
 from .flops import BlockFlops
 from .ponder import BlockPonder
 from .scores import Halting, ScoreHead
@@ -22,7 +24,9 @@ OUTPUT_RULES = ("mean", "halted")
 class RunBlock(Protocol):
     """A way to evaluate a block. Every engine that works block by block is one of these."""
 
-    def __call__(self, block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]: ...
+    def __call__(
+        self, block: Block, x: Tensor, keep_distribution: bool = False, allowance: Allowance | None = None
+    ) -> tuple[Tensor, BlockPonder]: ...
 
 
 class Block(nn.Module):
@@ -66,12 +70,15 @@ class Block(nn.Module):
         heads = [head.flops() for head in scores] or [(0, 0)] * (len(units) - 1)
         self._unit_flops = tuple(unit.flops(head) for unit, head in zip(units, [*heads, (0, 0)], strict=True))
 
-    def forward(self, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+    def forward(
+        self, x: Tensor, keep_distribution: bool = False, allowance: Allowance | None = None
+    ) -> tuple[Tensor, BlockPonder]:
         """Evaluate everything, keep what is active: the definition that every engine is tested against.
 
         Args:
             x: [N, C, H, W].
             keep_distribution: also return the halting distribution.
+            allowance: what the images may still spend, under a cap.
 
         Returns:
             The weighted sum of the units' states [N, C', H', W'] (the last state in a plain network), and what it cost.
@@ -93,7 +100,7 @@ class Block(nn.Module):
                 x = unit(x, state.active if self.halting == "sact" else None)
                 last = x if self.halting == "sact" else torch.where(state.active[:, None, None, None], x, last)
             score = None if head is None else self.decide(head(x, self.score_shift), index)
-            state, weight = halting.step(state, score, self.eps)
+            state, weight = halting.step(state, score, self.eps, self.limit(allowance, index, x))
             output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
             if keep_distribution:
                 weights.append(weight)
@@ -111,6 +118,12 @@ class Block(nn.Module):
         if self.forced_units is None:
             return score
         return (self.forced_units.to(score.device) == index + 1).to(score.dtype).expand_as(score)
+
+    def limit(self, allowance: Allowance | None, index: int, x: Tensor) -> halting.Limit | None:
+        """What an allowance makes of those that would go on behind unit `index`, whose states are `x`."""
+        if allowance is None or index + 1 == len(self.units):
+            return None
+        return partial(allowance.admit, self._unit_flops[index + 1], x.shape[-2:])
 
     def describe(self, in_size: Sequence[int], out_size: Sequence[int]) -> BlockFlops:
         """The block's FLOPs at these sizes of its input and output, each (H, W)."""

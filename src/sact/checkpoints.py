@@ -14,6 +14,7 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
+from .budget import describe_budget, restore_budget
 from .card import CARD_NAME, PICTURE_NAME, as_json, is_unedited, model_card
 from .errors import CheckpointError, InputError
 from .files import replacing, write_text
@@ -55,6 +56,7 @@ def save_pretrained(
         "class_names": model.class_names,
         "metadata": metadata,
     }
+    config |= describe_budget(model)
     if picture is not None and not isinstance(picture, Image.Image):
         raise InputError(f"the picture is {type(picture).__name__}, but it must be a PIL image; see PIL.Image.open")
     text = json.dumps(as_json(config), indent=2) + "\n"
@@ -84,7 +86,7 @@ def from_pretrained(
             `list_pretrained`), or a Hugging Face hub id "owner/name".
         halting: override the saved kind. A plain network's weights start an adaptive one whose score heads are fresh
             (section 4 of the paper); an adaptive network becomes plain by leaving its heads out.
-        eps: override the saved threshold, in (0, 1).
+        eps: override the saved threshold, in (0, 1). Another `eps` or `halting` drops calibration, budget and cap.
         features_only: True makes a classifier a backbone, which returns the blocks' outputs; its head is left out.
 
     Raises:
@@ -110,6 +112,7 @@ def from_pretrained(
     )
     model.preprocessing = config.get("preprocessing")
     model.class_names = config.get("class_names")
+    restore_budget(model, config)
     tensors = read_weights(folder / WEIGHTS_NAME)
     if model.config.features_only and not saved.features_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "classifier."))}

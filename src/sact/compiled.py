@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .budget import Calibration
 from .engines import Engine, NormStatistics, Run, choose, prepare
 from .errors import InputError
 from .models.adaptive import AdaptiveNetwork, Config
@@ -67,6 +68,29 @@ class CompiledNetwork(nn.Module):
     def config(self) -> Config:
         """The network's configuration."""
         return self.model.config
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The network's calibration."""
+        return self.model.calibration
+
+    @property
+    def budget(self) -> float | None:
+        """The network's own budget, read and written."""
+        return self.model.budget
+
+    @budget.setter
+    def budget(self, budget: float | None) -> None:
+        self.model.budget = budget
+
+    @property
+    def cap(self) -> float | None:
+        """The network's own cap, read and written. Under one the gather engine runs in place of a compiled one."""
+        return self.model.cap
+
+    @cap.setter
+    def cap(self, cap: float | None) -> None:
+        self.model.cap = cap
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

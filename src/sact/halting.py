@@ -12,12 +12,16 @@ One code serves whole images (ACT, shape [N]) and positions (SACT, shape [N, H, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 EPS = 0.01
+
+Limit = Callable[[Tensor, Tensor], Tensor]
+"""Who may go on, of those that would and their cumulative scores: bool, of the elements' shape."""
 
 
 class HaltingState(NamedTuple):
@@ -52,7 +56,9 @@ def start(like: Tensor) -> HaltingState:
     )
 
 
-def step(state: HaltingState, score: Tensor | None, eps: float = EPS) -> tuple[HaltingState, Tensor]:
+def step(
+    state: HaltingState, score: Tensor | None, eps: float = EPS, limit: Limit | None = None
+) -> tuple[HaltingState, Tensor]:
     """One turn of Algorithm 1: account for the unit that was just evaluated where `state.active`.
 
     Scores of elements that are no longer active are ignored, gradients included.
@@ -61,6 +67,7 @@ def step(state: HaltingState, score: Tensor | None, eps: float = EPS) -> tuple[H
         state: the state before this unit.
         score: h^l in [0, 1], of the elements' shape; None for the last unit, whose score is 1 by definition.
         eps: in (0, 1).
+        limit: stops elements that would go on, as if this were their last unit.
 
     Returns:
         The new state, and p^l: the weight of this unit's output, zero where it was not active.
@@ -75,6 +82,8 @@ def step(state: HaltingState, score: Tensor | None, eps: float = EPS) -> tuple[H
     score = score.to(remainder.dtype)
     cumulative = torch.where(active, cumulative + score.detach().float(), cumulative)
     goes_on = active & (cumulative < 1.0 - eps)
+    if limit is not None:
+        goes_on = limit(goes_on, cumulative)
     weight = _where(active, torch.where(goes_on, score, remainder))
     remainder = torch.where(goes_on, remainder - score, remainder)
     return HaltingState(cumulative, remainder, units, goes_on), weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import halting
 from ..block import Block
+from ..cap import Allowance
 from ..folding import fold as fold_description
 from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
@@ -73,18 +75,20 @@ def prepare(model: AdaptiveNetwork, freeze: bool = False, norm_statistics: NormS
             folded[block] = None if freeze else Watch(block), chains
         return chains
 
-    def run_block(block: Block, x: Tensor, keep_distribution: bool = False) -> tuple[Tensor, BlockPonder]:
+    def run_block(
+        block: Block, x: Tensor, keep_distribution: bool = False, allowance: Allowance | None = None
+    ) -> tuple[Tensor, BlockPonder]:
         compiling = torch.compiler.is_compiling()
         if block.halting == "none":
             return block(x, keep_distribution)
         if norm_statistics == "active" and block.halting == "sact" and _trains(block):
-            return run_positions(block, chains_of(block), x, keep_distribution)
+            return run_positions(block, chains_of(block), x, keep_distribution, allowance)
         # Before looking through the block's norms, which takes longer than a small block's units.
         if (block.halting == "sact" and _is_small(block, x)) or _trains(block):
-            return block(x, keep_distribution)
+            return block(x, keep_distribution, allowance)
         if block.halting == "act":  # whose batches shrink: torch.compile would have to look at values
-            return block(x, keep_distribution) if compiling else run_images(block, x, keep_distribution)
-        return run_positions(block, chains_of(block), x, keep_distribution)
+            return (block if compiling else partial(run_images, block))(x, keep_distribution, allowance)
+        return run_positions(block, chains_of(block), x, keep_distribution, allowance)
 
     def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
         return model.run(images, run_block, keep_distribution)
@@ -118,7 +122,9 @@ def read_chains(block: Block, fold: bool = False) -> list[Chains]:
     return chains
 
 
-def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor, BlockPonder]:
+def run_images(
+    block: Block, x: Tensor, keep_distribution: bool, allowance: Allowance | None = None
+) -> tuple[Tensor, BlockPonder]:
     """ACT: halted images leave the batch; the loop ends when none is left, or to record gradients goes on."""
     in_size = x.shape[-2:]
     state = halting.start(x[:, 0, 0, 0])
@@ -130,7 +136,7 @@ def run_images(block: Block, x: Tensor, keep_distribution: bool) -> tuple[Tensor
         score = None
         if head is not None:
             score = block.decide(_place(head(x, block.score_shift), going, state.remainder), index)
-        state, weight = halting.step(state, score, block.eps)
+        state, weight = halting.step(state, score, block.eps, block.limit(allowance, index, x))
         if output is None:
             output = torch.zeros_like(x, dtype=state.remainder.dtype)
         output = output.index_add(0, going, weight[going][:, None, None, None] * x)
@@ -176,7 +182,7 @@ class States:
 
 
 def run_positions(
-    block: Block, chains: Sequence[Chains], x: Tensor, keep_distribution: bool
+    block: Block, chains: Sequence[Chains], x: Tensor, keep_distribution: bool, allowance: Allowance | None = None
 ) -> tuple[Tensor, BlockPonder]:
     """SACT: each unit and score is evaluated at the active positions only.
 
@@ -205,7 +211,7 @@ def run_positions(
             local = _local_logits(chain.score[0], states.rows, states.held, positions)
             pooled = head.pooled(states.mean.to(x.dtype)[:, :, None, None])
             score = block.decide(to_score(local + pooled[:, None, None], block.score_shift), index)
-        state, weight = halting.step(state, score, block.eps)
+        state, weight = halting.step(state, score, block.eps, block.limit(allowance, index, x))
         if keep_distribution:
             weights.append(weight)
     distribution = _stack(weights, len(block.units)) if keep_distribution else None

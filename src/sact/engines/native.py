@@ -368,7 +368,7 @@ class Packed:
 
 
 def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
-    """Run a whole network in the compiled kernel at inference; in training, and with gradients, `gather` runs.
+    """Run a whole network in the compiled kernel at inference; in training, with gradients or a cap, `gather` runs.
 
     Weights are packed at the first run, and again whenever they have changed, unless they are frozen.
     """
@@ -396,7 +396,7 @@ def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistic
         return kernel.run(images.resolve_neg(), keep_distribution)
 
     def run_or_pass(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
-        if torch.compiler.is_compiling() or not fits(images):
+        if torch.compiler.is_compiling() or model.cap is not None or not fits(images):
             return otherwise(images, keep_distribution=keep_distribution)
         return run(images, keep_distribution)
 

@@ -60,7 +60,7 @@ def check_device() -> None:
 
 
 def prepare(model: Network, freeze: bool = False, norm_statistics: NormStatistics = "all") -> Run:
-    """Run SACT blocks in Triton at inference; in training, with gradients and for ACT, `gather` runs.
+    """Run SACT blocks in Triton at inference; in training, with gradients, for ACT and under a cap, `gather` runs.
 
     Weights are packed at the first run, and again whenever they have changed, unless they are frozen. A frozen network
     on a CUDA device is captured in a graph per image size, once it is decided which units run dense.
@@ -149,7 +149,7 @@ def on_gpu(images: Tensor) -> bool:
 
 
 def fits(model: Network, images: Tensor, frozen: bool) -> bool:
-    """Whether the kernels serve this call: without gradients, norms in evaluation mode, no float64, on their device."""
+    """Whether the kernels serve this call: without gradients, norms in evaluation mode, no float64, no cap."""
     from . import launch
 
     return (
@@ -157,6 +157,7 @@ def fits(model: Network, images: Tensor, frozen: bool) -> bool:
         and isinstance(images, Tensor)
         and (images.is_cuda or (launch.INTERPRETED and images.device.type == "cpu"))
         and images.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and model.cap is None
         and (frozen or not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)))
     )
 

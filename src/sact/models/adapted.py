@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..block import Block, OutputRule, RunBlock
+from ..cap import within_cap
 from ..errors import InputError
 from ..flops import UnitFlops
 from ..ponder import BlockPonder, Ponder
@@ -163,6 +164,7 @@ class AdaptedNetwork(AdaptiveNetwork):
     def run(self, images: Tensor, run_block: RunBlock, keep_distribution: bool = False) -> tuple[Output, Ponder]:
         """As `AdaptiveNetwork.run`."""
         self.check_images(images)
+        run_block = within_cap(self, run_block, images)
         spent: list[BlockPonder | None] = [None] * len(self.blocks)
 
         def turn(index: int, x: Tensor) -> Tensor:

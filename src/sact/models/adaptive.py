@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..block import Block, RunBlock
+from ..budget import Calibration, set_budget
+from ..cap import check_cap
 from ..errors import InputError
 from ..ponder import Ponder
 from ..scores import Halting, reset_score_bias
@@ -47,6 +49,8 @@ class AdaptiveNetwork(nn.Module):
             run it as a whole.
         preprocessing: the evaluation preprocessing that the weights expect, a spec for `sact.preprocess`, or None.
         class_names: names of the classes, or None.
+        calibration: what budgets buy, see `sact.calibrate`, or None.
+        flops_bounds: FLOPs of what always runs and of the dense network, by image size; filled where a cap needs them.
     """
 
     config: Config
@@ -58,6 +62,35 @@ class AdaptiveNetwork(nn.Module):
         super().__init__()
         self.preprocessing: dict[str, Any] | None = None
         self.class_names: list[str] | None = None
+        self.calibration: Calibration | None = None
+        self.flops_bounds: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._budget: float | None = None
+        self._cap: float | None = None
+
+    @property
+    def budget(self) -> float | None:
+        """Share of the dense FLOPs to spend on average, in (0, 1], read and written; None: as it was trained.
+
+        Setting it shifts the scores by what `sact.calibrate` found. An image may spend more or less: see `cap`.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float | None) -> None:
+        self._budget = set_budget(self, budget)
+
+    @property
+    def cap(self) -> float | None:
+        """Share of the dense FLOPs that no image may exceed, above 0, read and written; None: no cap.
+
+        Once an image has reached it, its least undecided positions stop first, see `sact.cap`. The least cap is what
+        always runs, which depends on the image size: a call with a lower one raises InputError.
+        """
+        return self._cap
+
+    @cap.setter
+    def cap(self, cap: float | None) -> None:
+        self._cap = check_cap(self, cap)
 
     def forward(
         self, images: Tensor, return_ponder: bool = False, return_halting_distribution: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..block import Block, RunBlock
+from ..cap import within_cap
 from ..flops import conv_flops
 from ..ponder import Ponder
 from ..scores import Halting
@@ -87,6 +88,7 @@ class Network(AdaptiveNetwork):
     def run(self, images: Tensor, run_block: RunBlock, keep_distribution: bool = False) -> tuple[Output, Ponder]:
         """`forward` with another way of evaluating the blocks; engines enter here."""
         self.check_images(images)
+        run_block = within_cap(self, run_block, images)
         x = self.stem(images)
         features: list[Tensor] = []
         spent = []
