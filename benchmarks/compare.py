@@ -95,12 +95,19 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     failed = False
     if options.seconds > 0:
         images = torch.stack([test[index][0] for index in range(min(TIMED_IMAGES, len(test)))])
-        networks = {name: sact.from_pretrained(options.folder / row["name"] / "model") for name, row in chosen.items()}
+        networks = {name: own_network(options.folder / row["name"] / "model") for name, row in chosen.items()}
         entrants = contestants(networks, gumbel, ram)
         results["times"] = [compare_and_time(entrants, images, size, options.seconds) for size in BATCHES]
         failed = any(one["problem"] for timed in results["times"] for one in timed["rows"])
     write_json(options.out / "results.json", results)
     return int(failed)
+
+
+def own_network(folder: Path) -> sact.Network:
+    """A saved network of the library's own."""
+    network = sact.from_pretrained(folder)
+    assert isinstance(network, sact.Network)
+    return network
 
 
 def chosen_rows(folder: Path, study: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -122,7 +129,7 @@ def chosen_rows(folder: Path, study: list[dict[str, Any]]) -> dict[str, dict[str
 
 def trained_gumbel(out: Path, first: Path, recipe: Recipe, share: float) -> GumbelNetwork:
     """The gated network, trained for as long as SACT from the same plain network, to the same share of its FLOPs."""
-    model = GumbelNetwork(sact.from_pretrained(first))
+    model = GumbelNetwork(own_network(first))
     size = recipe.image_size or 64
     target = model.target(share, (size, size))
     heads = [parameter for _, head in model.masked() for parameter in head.parameters()]

@@ -157,6 +157,7 @@ def prepare(row: Row) -> tuple[sact.Network, list[Tensor]]:
     if row.forcings:
         return sact.create_model(row.model, halting="sact").eval(), [torch.randn(count, 3, height, width)]
     model = sact.from_pretrained(row.model)
+    assert isinstance(model, sact.Network)
     recipe = read_metadata(row.model)["recipe"]
     length = max(SCENES_LENGTH, count)
     data = Scenes("test", size=height, length=length, **recipe["data_options"])

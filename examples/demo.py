@@ -108,7 +108,7 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
     print(f"the page is {(out / 'index.html').resolve()}")
 
 
-def held_out_scenes(source: str, model: sact.Network, length: int, data_dir: str | None = None) -> Scenes:
+def held_out_scenes(source: str, model: sact.AdaptiveNetwork, length: int, data_dir: str | None = None) -> Scenes:
     """Test scenes like those that the network was trained on: photographs and items that training never saw.
 
     Raises:
@@ -130,7 +130,7 @@ def held_out_scenes(source: str, model: sact.Network, length: int, data_dir: str
 
 
 @torch.inference_mode()
-def classify(model: sact.Network, scenes: Scenes, shown: int) -> tuple[dict[str, Any], list[Example]]:
+def classify(model: sact.AdaptiveNetwork, scenes: Scenes, shown: int) -> tuple[dict[str, Any], list[Example]]:
     """Accuracy and cost over all scenes, by the definition of the network (masked), and the first few as examples."""
     correct: list[bool] = []
     shares: list[float] = []
@@ -185,14 +185,14 @@ def first_batches(scenes: Scenes, size: int) -> list[Tensor]:
     return [torch.stack(images[start : start + size]) for start in range(0, len(images), size)]
 
 
-def describe(source: str, model: sact.Network, size: int) -> dict[str, Any]:
+def describe(source: str, model: sact.AdaptiveNetwork, size: int) -> dict[str, Any]:
     """The network in numbers."""
     report = count(model, (size, size))
     return {
         "name": source,
         "halting": model.config.halting,
-        "units": list(model.config.units),
-        "base_channels": model.config.base_channels,
+        "units": [len(block.units) for block in model.blocks],
+        "base_channels": model.blocks[0].units[0].stages()[0].conv.out_channels,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": size,
         "plain_flops": report["plain"],

@@ -42,7 +42,7 @@ class Contender:
 
 
 @torch.inference_mode()
-def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tensor]) -> dict[str, Any]:
+def time_batches(adaptive: sact.AdaptiveNetwork, plain: sact.AdaptiveNetwork, batches: list[Tensor]) -> dict[str, Any]:
     """Medians of interleaved runs, and per round the ratio to the plain network on the same batch.
 
     No time is taken of an engine whose logits differ from the definition by more than `LIMIT` on these batches.
@@ -77,8 +77,8 @@ def time_batches(adaptive: sact.Network, plain: sact.Network, batches: list[Tens
 
 def prepare(
     name: str,
-    wrap: Callable[[sact.Network], Callable[[Tensor], Tensor]],
-    network: sact.Network,
+    wrap: Callable[[sact.AdaptiveNetwork], Callable[[Tensor], Tensor]],
+    network: sact.AdaptiveNetwork,
     batches: list[Tensor],
     truth: list[Tensor],
 ) -> Contender:

@@ -10,13 +10,15 @@ from .calibration import calibrate
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
 from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
-from .models import Network, create_model, list_models
+from .models import AdaptedNetwork, AdaptiveNetwork, Network, create_model, list_models
 from .ponder import BlockPonder, Ponder
 from .predict import Prediction, predict
 from .preprocessing import list_preprocessing, preprocess
 from .tf_checkpoints import import_tf_checkpoint
 
 __all__ = [
+    "AdaptedNetwork",
+    "AdaptiveNetwork",
     "BlockPonder",
     "Calibration",
     "CheckpointError",

@@ -14,10 +14,12 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
+from .adapted_checkpoints import describe_adapted, load_adapted, tensors_of
 from .budget import describe_budget, restore_budget
 from .card import CARD_NAME, PICTURE_NAME, as_json, is_unedited, model_card
 from .errors import CheckpointError, InputError
 from .files import replacing, write_text
+from .models.adapted import AdaptedNetwork
 from .models.adaptive import AdaptiveNetwork
 from .models.network import Network
 from .models.registry import build, config_from_dict
@@ -51,7 +53,7 @@ def save_pretrained(
     folder = Path(folder)
     config = {
         "format": FORMAT,
-        "network": model.config.to_dict(),
+        "network": describe_adapted(model) if isinstance(model, AdaptedNetwork) else model.config.to_dict(),
         "preprocessing": model.preprocessing,
         "class_names": model.class_names,
         "metadata": metadata,
@@ -62,7 +64,8 @@ def save_pretrained(
     text = json.dumps(as_json(config), indent=2) + "\n"
     shown = picture is not None or (folder / PICTURE_NAME).is_file()
     card = model_card(model, metadata, PICTURE_NAME if shown else None)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    held = tensors_of(model) if isinstance(model, AdaptedNetwork) else model.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
     try:
         with replacing(folder / WEIGHTS_NAME) as path:
             safetensors.torch.save_file(tensors, path)
@@ -78,7 +81,7 @@ def save_pretrained(
 
 def from_pretrained(
     source: str | Path, halting: Halting | None = None, eps: float | None = None, features_only: bool | None = None
-) -> Network:
+) -> AdaptiveNetwork:
     """Load a network, in evaluation mode.
 
     Args:
@@ -96,8 +99,29 @@ def from_pretrained(
     """
     folder = _locate(source)
     config = read_config(folder)
+    model: AdaptiveNetwork
+    if config["network"].get("family") == "adapted":
+        if features_only is not None:
+            raise CheckpointError(f"{source} is an adapted network, made as it is; leave out features_only")
+        model = load_adapted(config["network"], read_weights(folder / WEIGHTS_NAME), str(source), halting, eps)
+    else:
+        model = _load_own(folder, config["network"], str(source), halting, eps, features_only)
+    model.preprocessing = config.get("preprocessing")
+    model.class_names = config.get("class_names")
+    restore_budget(model, config)
+    return model.eval()
+
+
+def _load_own(
+    folder: Path,
+    fields: dict[str, Any],
+    source: str,
+    halting: Halting | None,
+    eps: float | None,
+    features_only: bool | None,
+) -> Network:
     try:
-        saved = config_from_dict(config["network"])
+        saved = config_from_dict(fields)
     except InputError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME} is not usable: {error}") from error
     if saved.features_only and features_only is False:
@@ -110,14 +134,11 @@ def from_pretrained(
             features_only=saved.features_only if features_only is None else features_only,
         )
     )
-    model.preprocessing = config.get("preprocessing")
-    model.class_names = config.get("class_names")
-    restore_budget(model, config)
     tensors = read_weights(folder / WEIGHTS_NAME)
     if model.config.features_only and not saved.features_only:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "classifier."))}
-    load_weights(model, tensors, str(source), fresh_scores=saved.halting != model.config.halting)
-    return model.eval()
+    load_weights(model, tensors, source, fresh_scores=saved.halting != model.config.halting)
+    return model
 
 
 def read_metadata(source: str | Path) -> dict[str, Any]:

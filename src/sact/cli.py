@@ -18,7 +18,7 @@ from .errors import InputError, MissingExtraError, SactError, require
 from .models.network import MIN_SIZE
 
 if TYPE_CHECKING:
-    from .models import Network
+    from .models import AdaptiveNetwork
     from .predict import Prediction
 
 DESCRIPTION = """\
@@ -385,7 +385,7 @@ def _is_saved(name: str) -> bool:
     return "/" in name or Path(name).is_dir() or name in list_pretrained()
 
 
-def _named_or_saved(options: argparse.Namespace, device: str = "meta") -> Network:
+def _named_or_saved(options: argparse.Namespace, device: str = "meta") -> AdaptiveNetwork:
     """The network that the options name; one made anew has weights on `device`, the same ones each time."""
     import torch
 

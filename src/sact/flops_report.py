@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from .flops import block_flops
-from .models import Network
+from .models import AdaptiveNetwork
 from .ponder import Ponder
 
 
-def shapes(network: Network, size: tuple[int, int]) -> Ponder:
+def shapes(network: AdaptiveNetwork, size: tuple[int, int]) -> Ponder:
     """What one image would cost, without numbers: the blocks' descriptions hold, their unit counts are on "meta".
 
     Args:
@@ -31,7 +31,7 @@ def shapes(network: Network, size: tuple[int, int]) -> Ponder:
     return ponder
 
 
-def count(network: Network, size: tuple[int, int]) -> dict[str, Any]:
+def count(network: AdaptiveNetwork, size: tuple[int, int]) -> dict[str, Any]:
     """The paper's count with every unit run, and with every position halting after the first unit.
 
     Args:

@@ -11,7 +11,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -171,14 +171,16 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return pixels.mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _resize_short_side(image: Image.Image, side: int) -> Image.Image:
+def _resize_short_side(
+    image: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     width, height = image.size
     # The long side is rounded down, as torchvision does.
     if width <= height:
         target = (side, max(side, int(side * height / width)))
     else:
         target = (max(side, int(side * width / height)), side)
-    return image.resize(target, Image.Resampling.BILINEAR)
+    return image.resize(target, resample)
 
 
 def _centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -246,9 +248,42 @@ _BY_NAME: dict[str, _Preprocessing] = {
 }
 
 
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def _imagenet(
+    crop: float = 0.875,
+    interpolation: str = "bicubic",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> _Preprocessing:
+    """The way of most networks trained on ImageNet: resize, crop the centre, standardise."""
+    if not isinstance(crop, (int, float)) or not 0 < crop <= 1:
+        raise InputError(f'the preprocessing\'s "crop" is {crop!r}, but it must lie in (0, 1]; usual is 0.875')
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f'the preprocessing\'s "interpolation" is {interpolation!r}; choose {" or ".join(INTERPOLATIONS)}'
+        )
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values)
+        if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f'the preprocessing\'s "{name}" is {values!r}, but it must be three numbers, one per channel'
+            )
+    resample = Image.Resampling[interpolation.upper()]
+
+    def view(image: Image.Image, size: int) -> Tensor:
+        return to_unit_tensor(_centre_crop(_resize_short_side(image, math.floor(size / crop), resample), size))
+
+    def normalise(pixels: Tensor) -> Tensor:
+        return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+
+    return _Preprocessing(view, normalise, 224)
+
+
 def list_preprocessing() -> list[str]:
     """The names that a specification may have, sorted."""
-    return sorted(_BY_NAME)
+    return sorted([*_BY_NAME, "imagenet"])
 
 
 def _resolve(spec: Mapping[str, Any]) -> tuple[_Preprocessing, int]:
@@ -256,13 +291,15 @@ def _resolve(spec: Mapping[str, Any]) -> tuple[_Preprocessing, int]:
         raise InputError(
             f'a preprocessing specification is a dict such as {{"name": "scenes", "size": 96}}, not {spec!r}'
         )
-    unknown = sorted(str(key) for key in spec if key not in ("name", "size"))
-    if unknown:
-        raise InputError(f"the preprocessing specification has unknown keys {unknown}; it may have 'name' and 'size'")
     name = spec.get("name")
-    if not isinstance(name, str) or name not in _BY_NAME:
+    own = ("crop", "interpolation", "mean", "std") if name == "imagenet" else ()
+    unknown = sorted(str(key) for key in spec if key not in ("name", "size", *own))
+    if unknown:
+        known = ", ".join(repr(key) for key in ("name", "size", *own))
+        raise InputError(f"the preprocessing specification has unknown keys {unknown}; it may have {known}")
+    if not isinstance(name, str) or name not in list_preprocessing():
         raise InputError(f"unknown preprocessing {name!r}; choose one of {', '.join(list_preprocessing())}")
-    chosen = _BY_NAME[name]
+    chosen = _imagenet(**{key: spec[key] for key in own if key in spec}) if own else _BY_NAME[name]
     size = spec.get("size", chosen.size)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 16384:
         raise InputError(f"the preprocessing size must be an integer from 1 to 16384, not {size!r}")
@@ -295,6 +332,9 @@ def preprocess(image: ImageLike, spec: Mapping[str, Any]) -> Tensor:
               `resize_legacy_bilinear` (the aspect is not kept), scaled to [-1, 1].
             - "imagenet_torchvision": short side to S * 256 / 224 with antialiasing, central S x S, ImageNet's mean and
               deviation.
+            - "imagenet": short side to S / "crop" with antialiasing ("interpolation": "bilinear" or "bicubic"), central
+              S x S, minus "mean", divided by "std" (three numbers each, on the scale 0 to 1), as timm says for each of
+              its networks.
             - "cifar_sact": resized to S x S where it differs, then `standardise_image`.
             - "scenes": short side to S with antialiasing, central S x S, scaled to [-1, 1].
 

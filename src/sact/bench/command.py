@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoints import read_metadata
 from ..errors import InputError
 from ..files import make_folder, write_json
-from ..models import Network
+from ..models import AdaptiveNetwork
 from ..predict import find_images
 from ..preprocessing import open_image, preprocess
 from .masks import Forcing
@@ -24,7 +24,7 @@ from .report import table
 DEFAULT_SHARE = 0.5
 
 
-def run(model: Network, options: argparse.Namespace, saved: bool) -> int:
+def run(model: AdaptiveNetwork, options: argparse.Namespace, saved: bool) -> int:
     """Measure, print the table, and write JSON where it was asked for.
 
     Args:
@@ -74,14 +74,16 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _forcings(model: Network, options: argparse.Namespace, saved: bool) -> list[Forcing]:
+def _forcings(model: AdaptiveNetwork, options: argparse.Namespace, saved: bool) -> list[Forcing]:
     shares = options.share
     if shares is None:
         shares = [] if saved or model.config.halting == "none" else [DEFAULT_SHARE]
     return [Forcing(share, masks) for masks in _names(options.masks) for share in shares]
 
 
-def _batches(model: Network, options: argparse.Namespace, forced: bool, saved: bool) -> tuple[str, list[Tensor]]:
+def _batches(
+    model: AdaptiveNetwork, options: argparse.Namespace, forced: bool, saved: bool
+) -> tuple[str, list[Tensor]]:
     """What the images are, and batches of them: one where halting is forced or there is none, else several."""
     spec = dict(model.preprocessing or {})
     customary = 32 if model.config.family == "cifar_resnet" else 224

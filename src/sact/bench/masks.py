@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..flops import block_flops
 from ..flops_report import shapes
-from ..models import Network
+from ..models import AdaptiveNetwork
 from ..ponder import Ponder
 
 MASKS = ("scenes", "random")
@@ -44,7 +44,7 @@ class Forcing(NamedTuple):
     masks: str = "scenes"
 
 
-def force_units(model: Network, shape: tuple[int, int, int], forcing: Forcing, seed: int = 0) -> list[Tensor]:
+def force_units(model: AdaptiveNetwork, shape: tuple[int, int, int], forcing: Forcing, seed: int = 0) -> list[Tensor]:
     """Unit counts with which a network does a wanted share of the work, for `Block.forced_units`.
 
     Args:
@@ -119,7 +119,7 @@ def _distance(target: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def _orders(model: Network, ponder: Ponder, count: int, masks: str, seed: int) -> tuple[list[Tensor], float]:
+def _orders(model: AdaptiveNetwork, ponder: Ponder, count: int, masks: str, seed: int) -> tuple[list[Tensor], float]:
     """Per block, how early each position stops, and the width of the ramp in the same measure."""
     generator = torch.Generator().manual_seed(seed)
     if model.config.halting == "act":
@@ -141,7 +141,7 @@ def _units(most: int, order: Tensor, threshold: float, ramp: float) -> Tensor:
     return (1 + (most - 1) * ((threshold - order) / ramp + 0.5).clamp(0, 1)).round().int()
 
 
-def _fill(ponder: Ponder, count: int, all_units: bool, model: Network) -> list[Tensor]:
+def _fill(ponder: Ponder, count: int, all_units: bool, model: AdaptiveNetwork) -> list[Tensor]:
     size = (lambda block: block.description.out_size) if model.config.halting == "sact" else (lambda block: ())
     return [
         torch.full((count, *size(block)), block.max_units if all_units else 1, dtype=torch.int32)

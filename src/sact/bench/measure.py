@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compiled import compile
 from ..engines import ENGINES
 from ..errors import InputError, MissingExtraError
-from ..models import Network
+from ..models import AdaptiveNetwork
 from ..ponder import Ponder
 from . import memory
 from .masks import Forcing, force_units
@@ -72,7 +72,7 @@ class Contestant:
 
 
 def bench(
-    model: Network,
+    model: AdaptiveNetwork,
     batches: Sequence[Tensor],
     forcings: Sequence[Forcing] = (),
     *,
@@ -121,7 +121,7 @@ def bench(
         plain_flops = ponder.dense_flops * len(batches[0])
         result = {
             "family": model.config.family,
-            "units": list(model.config.units),
+            "units": [len(block.units) for block in model.blocks],
             "halting": model.config.halting,
             "input": list(batches[0].shape),
             "batches": len(batches),
@@ -133,7 +133,7 @@ def bench(
 
 
 def _check(
-    model: Network,
+    model: AdaptiveNetwork,
     batches: Sequence[Tensor],
     engines: Sequence[str],
     peers: Sequence[str],
@@ -172,7 +172,7 @@ def _threads(count: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _prepare_peer(name: str, plain: torch.nn.Sequential, batches: Sequence[Tensor], threads: int) -> Contestant:
+def _prepare_peer(name: str, plain: torch.nn.Module, batches: Sequence[Tensor], threads: int) -> Contestant:
     one = Contestant(name, "peer")
     try:
         load(name)
@@ -192,7 +192,7 @@ def _prepare_peer(name: str, plain: torch.nn.Sequential, batches: Sequence[Tenso
 
 
 def _prepare_engine(
-    engine: str, model: Network, batches: Sequence[Tensor], maps: Sequence[tuple[Forcing, list[Tensor]]]
+    engine: str, model: AdaptiveNetwork, batches: Sequence[Tensor], maps: Sequence[tuple[Forcing, list[Tensor]]]
 ) -> list[Contestant]:
     wanted: Sequence[tuple[Forcing | None, list[Tensor] | None]] = maps[: 1 if engine == "masked" else None]
     before = memory.resident()

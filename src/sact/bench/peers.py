@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require
-from ..models import Network
+from ..models import AdaptedNetwork, AdaptiveNetwork, Network
 
 Run = Callable[[Tensor], Tensor]
 """Images float32 [N, C, H, W] in, logits [N, classes] out."""
@@ -22,12 +22,16 @@ PEERS = ("eager", "compile", "onnxruntime", "openvino")
 """Eager PyTorch, torch.compile with frozen weights, ONNX Runtime and OpenVINO."""
 
 
-def plain_network(model: Network) -> nn.Sequential:
+def plain_network(model: AdaptiveNetwork) -> nn.Module:
     """The plain network of the same weights, as nothing but its layers: images to logits.
 
-    The peers get this, not a `Network`, so that none pays for our checks and counting.
+    The peers get this, not a `Network`, so that none pays for our checks and counting. Of an adapted network it is the
+    original.
     """
     model.check_classifies()
+    if isinstance(model, AdaptedNetwork):
+        return copy.deepcopy(model.original()).eval()
+    assert isinstance(model, Network)
     assert model.head is not None
     assert model.classifier is not None
     units = [unit for block in model.blocks for unit in block.units]
@@ -45,7 +49,7 @@ def load(name: str) -> None:
     prepare(name, trifle, images, 1)(images)
 
 
-def prepare(name: str, plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+def prepare(name: str, plain: nn.Module, images: Tensor, threads: int) -> Run:
     """The plain network in one of `PEERS`.
 
     Args:
@@ -69,15 +73,13 @@ def prepare(name: str, plain: nn.Sequential, images: Tensor, threads: int) -> Ru
     return _openvino(plain, images, threads)
 
 
-def _eager(plain: nn.Sequential, images: Tensor) -> Run:
+def _eager(plain: nn.Module, images: Tensor) -> Run:
     """In the memory layout that is faster here."""
     runs = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         network = copy.deepcopy(plain).to(memory_format=memory_format)
 
-        def run(
-            images: Tensor, network: nn.Sequential = network, layout: torch.memory_format = memory_format
-        ) -> Tensor:
+        def run(images: Tensor, network: nn.Module = network, layout: torch.memory_format = memory_format) -> Tensor:
             logits: Tensor = network(images.contiguous(memory_format=layout))
             return logits
 
@@ -88,7 +90,7 @@ def _eager(plain: nn.Sequential, images: Tensor) -> Run:
     return min(runs, key=lambda timed: timed[0])[1]
 
 
-def _compile(plain: nn.Sequential, images: Tensor) -> Run:
+def _compile(plain: nn.Module, images: Tensor) -> Run:
     import torch._inductor.config
 
     torch._dynamo.reset()  # graphs kept per code object are limited, and every network is an nn.Sequential
@@ -99,7 +101,7 @@ def _compile(plain: nn.Sequential, images: Tensor) -> Run:
     return compiled
 
 
-def _onnxruntime(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+def _onnxruntime(plain: nn.Module, images: Tensor, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -116,7 +118,7 @@ def _onnxruntime(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
     return run
 
 
-def _openvino(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
+def _openvino(plain: nn.Module, images: Tensor, threads: int) -> Run:
     import openvino
 
     settings = {
@@ -134,7 +136,7 @@ def _openvino(plain: nn.Sequential, images: Tensor, threads: int) -> Run:
     return run
 
 
-def _export(plain: nn.Sequential, images: Tensor, folder: Path) -> Path:
+def _export(plain: nn.Module, images: Tensor, folder: Path) -> Path:
     path = folder / "plain.onnx"
     with warnings.catch_warnings():  # tracing takes the sizes of this shape for constants, which is wanted
         warnings.simplefilter("ignore")

