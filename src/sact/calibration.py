@@ -38,7 +38,7 @@ Shares = dict[float, tuple[float, float]]
 
 @torch.inference_mode()
 def calibrate(
-    model: AdaptiveNetwork | CompiledNetwork, images: Images, *, steps: int = 16, batch_size: int = 32
+    model: AdaptiveNetwork | CompiledNetwork, images: Images, *, steps: int = 32, batch_size: int = 32
 ) -> Calibration:
     """Find out which shift of the scores makes a network spend which share of the dense FLOPs; the network keeps it.
 
@@ -119,12 +119,13 @@ def _read(network: AdaptiveNetwork, images: Images, size: int) -> Iterator[Tenso
 
 
 def _read_files(network: AdaptiveNetwork, paths: list[str | Path], size: int) -> Iterator[Tensor]:
+    files = find_images(paths)
     if network.preprocessing is None:
         raise InputError(
             "this network does not say how images are prepared for it; set model.preprocessing (see "
             "sact.list_preprocessing()), or pass tensors"
         )
-    tensors = [preprocess(open_image(path), network.preprocessing) for path in find_images(paths)]
+    tensors = [preprocess(open_image(path), network.preprocessing) for path in files]
     for start in range(0, len(tensors), size):
         group = tensors[start : start + size]
         same = len({tensor.shape for tensor in group}) == 1
@@ -166,9 +167,9 @@ def _ladder(run: CompiledNetwork, network: AdaptiveNetwork, batches: Sequence[Te
     near, widest = NEAR * (most - least), (most - least) / steps
     low, high = -1.0, 1.0
     while share(low) < most - near and low > -MAX_SHIFT:
-        low *= 2
+        low *= 4
     while share(high) > least + near and high < MAX_SHIFT:
-        high *= 2
+        high *= 4
     share(0.0)
     while True:
         gaps = [
