@@ -351,6 +351,19 @@ def preprocess(image: ImageLike, spec: Mapping[str, Any]) -> Tensor:
     return chosen.normalise(chosen.view(_as_picture(image), size))
 
 
+def normalise(pixels: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    """Scale pixels as a specification does, for views of pictures that were made otherwise.
+
+    Args:
+        pixels: [3, H, W] in [0, 1].
+        spec: as in `preprocess`.
+
+    Raises:
+        InputError: the specification is unknown.
+    """
+    return _resolve(spec)[0].normalise(pixels)
+
+
 def display_image(image: ImageLike, spec: Mapping[str, Any]) -> Image.Image:
     """The part of a picture that the network sees, at the size it sees it, for overlays.
 
