@@ -30,6 +30,7 @@ Residual networks that decide, position by position, how many of their units to 
   sact flops resnet101 --size 224                   the paper's FLOP count
   sact bench resnet101 --share 0.3,0.5              time against the plain network in other runtimes
   sact import-tf checkpoint --out model             the authors' released weights
+  sact serve                                        a page: drop a photograph, turn the budget
 """
 
 
@@ -85,6 +86,7 @@ def make_parser() -> Parser:
     _add_flops(verbs)
     _add_bench(verbs)
     _add_import_tf(verbs)
+    _add_serve(verbs)
     return parser
 
 
@@ -197,6 +199,25 @@ def _add_import_tf(verbs: Any) -> None:
     import_tf.add_argument("checkpoint", metavar="CHECKPOINT", help="prefix (model.ckpt-123) or folder")
     import_tf.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     import_tf.set_defaults(run=run_import_tf)
+
+
+def _add_serve(verbs: Any) -> None:
+    serve = verbs.add_parser(
+        "serve",
+        help="a page in the browser: drop a photograph, see where the work goes",
+        description="Serve a page on this machine: class, ponder map, FLOPs share and time of photographs, a budget to "
+        "turn, two networks side by side, and a table of many files. Nothing leaves this machine.",
+    )
+    serve.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="folder, hub id, or packaged network; give it again for more (default: all packaged ones)",
+    )
+    serve.add_argument("--examples", metavar="DIR", help="folder of photographs to choose from (default: some at hand)")
+    serve.add_argument("--host", default="127.0.0.1", help="address; the default is reached from this machine alone")
+    serve.add_argument("--port", type=int, help="default: the first free one from 7860")
+    serve.set_defaults(run=run_serve)
 
 
 def run_train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -343,6 +364,13 @@ def run_import_tf(options: argparse.Namespace) -> None:
         f"{config.family}, units {list(config.units)}, base channels {config.base_channels}, {config.num_classes} "
         f"classes, halting {config.halting}: written to {options.out}"
     )
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    """`sact serve`."""
+    from .app import serve
+
+    serve(options.model, options.host, options.port, options.examples)
 
 
 def print_results(results: dict[str, Any]) -> None:

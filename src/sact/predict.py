@@ -30,6 +30,7 @@ class Prediction:
         index: class index.
         name: class name, or the index as text.
         score: softmax probability of the class, in [0, 1].
+        scores: softmax probabilities of all classes, float32 [classes].
         flops: the paper's count.
         share: FLOPs relative to the plain network of the same units.
         map: ponder cost map at the image's size, float32 [H, W]; None from a plain network.
@@ -41,6 +42,7 @@ class Prediction:
     index: int
     name: str
     score: float
+    scores: NDArray[np.float32]
     flops: int
     share: float
     map: NDArray[np.float32] | None
@@ -102,6 +104,7 @@ def predict(
         index=index,
         name=network.class_names[index] if network.class_names else str(index),
         score=float(probabilities[index]),
+        scores=_array(probabilities),
         flops=flops,
         share=flops / ponder.dense_flops,
         map=_array(ponder.map(tuple(tensor.shape[-2:]))[0]) if adaptive else None,

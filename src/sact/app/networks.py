@@ -1,0 +1,176 @@
+"""The networks that the page serves: shared by all visitors, used by one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from threading import RLock
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints import from_pretrained, list_pretrained
+from ..compiled import CompiledNetwork, compile
+from ..errors import InputError, SactError
+from ..models import AdaptiveNetwork
+from ..predict import Prediction, predict
+from ..preprocessing import open_image
+from .dense import Run, clock, dense_ways
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused: a page is no place for them."""
+
+_LOCK = RLock()
+"""Held while a network runs: the budget is set on the network itself, and a run that is timed must be alone."""
+
+
+@dataclass
+class Served:
+    """A network of the page.
+
+    Attributes:
+        name: shown, and unique.
+        network: as it was loaded.
+        compiled: the same in the fastest engine.
+        reach: least and greatest budget that can be set, or None where the network has no calibration.
+        usual: mean share of the dense FLOPs at the budget that the network came with; None where it is not known.
+    """
+
+    name: str
+    network: AdaptiveNetwork
+    compiled: CompiledNetwork
+    reach: tuple[float, float] | None = None
+    usual: float | None = None
+    _dense: tuple[str, Run] | None = field(default=None, repr=False)
+
+    def top(self, prediction: Prediction, count: int = 5) -> list[tuple[str, float]]:
+        """The classes of the highest scores, highest first, with them."""
+        names = self.network.class_names
+        order = np.argsort(-prediction.scores, kind="stable")[:count]
+        return [(names[at] if names else str(at), float(prediction.scores[at])) for at in order.tolist()]
+
+    def span(self, prediction: Prediction) -> tuple[float, float]:
+        """The least and the greatest ponder cost that a position can have, summed over blocks.
+
+        It is the scale of every map of this network, so that maps of different images and budgets can be compared.
+        """
+        most = sum(block.max_units + 1 for block in prediction.ponder.blocks)
+        return 2.0 * len(prediction.ponder.blocks), float(most)
+
+    def dense(self, images: Tensor) -> tuple[str, Run]:
+        """The same network with halting off, in whichever way of running it is the fastest here, and that way's name.
+
+        Args:
+            images: [N, C, H, W], on which the ways are tried when this is asked for the first time.
+        """
+        if self._dense is None:
+            with _LOCK, torch.inference_mode():
+                ways = dense_ways(self.network)
+                trials = {name: min(clock(run, images) for _ in range(4)) for name, run in ways.items()}
+                best = min(trials, key=trials.__getitem__)
+                self._dense = best, ways[best]
+        return self._dense
+
+
+def load(names: Sequence[str]) -> list[Served]:
+    """Load networks: folders, hub ids, or packaged names; all packaged ones where none is named.
+
+    Raises:
+        InputError: no network, or one that cannot classify a photograph.
+        CheckpointError: one cannot be loaded.
+    """
+    names = list(names) or list_pretrained()
+    if not names:
+        raise InputError("no network ships with this installation; name one with --model")
+    served: list[Served] = []
+    for name in dict.fromkeys(names):
+        network = from_pretrained(name)
+        try:
+            network.check_classifies()
+            if network.preprocessing is None:
+                raise InputError("it does not say how images are prepared for it; set model.preprocessing and save it")
+        except SactError as error:
+            raise InputError(f"{name} cannot be served: {error}") from error
+        short = Path(name).name
+        taken = {one.name for one in served}
+        served.append(make_served(str(name) if short in taken else short, network))
+    return served
+
+
+def make_served(name: str, network: AdaptiveNetwork) -> Served:
+    """A network, in evaluation mode, with the range of its budget."""
+    return Served(name, network, compile(network), budget_range(network), usual_share(network))
+
+
+def budget_range(network: AdaptiveNetwork) -> tuple[float, float] | None:
+    """The least and the greatest budget that can be set, whole hundredths where these leave a range."""
+    calibration = network.calibration
+    if calibration is None:
+        return None
+    least, most = calibration.least, min(calibration.most, 1.0)
+    for digits in (2, 3):
+        factor = 10**digits
+        low, high = math.ceil(least * factor) / factor, math.floor(most * factor) / factor
+        if low < high:
+            return low, high
+    return None
+
+
+def usual_share(network: AdaptiveNetwork) -> float | None:
+    """The share on average at the budget that a network comes with; None where it is not known."""
+    if network.budget is not None or network.calibration is None:
+        return network.budget
+    return float(np.interp(0.0, network.calibration.shifts, network.calibration.shares))
+
+
+@contextlib.contextmanager
+def at_budget(network: AdaptiveNetwork, budget: float | None) -> Iterator[None]:
+    """Alone with the network, at a budget (None: the one it came with); that one is put back.
+
+    Raises:
+        InputError: the budget cannot be set.
+    """
+    with _LOCK:
+        before = network.budget
+        if budget is not None:
+            network.budget = budget
+        try:
+            yield
+        finally:
+            network.budget = before
+
+
+def classify(served: Served, picture: Image.Image, budget: float | None = None) -> Prediction:
+    """`sact.predict` at a budget.
+
+    Raises:
+        InputError: the budget is out of reach, or the picture cannot be used.
+    """
+    with at_budget(served.network, budget):
+        return predict(served.compiled, picture)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """A picture from a file that a visitor gave; messages name the file without its folder. The last few are kept.
+
+    Raises:
+        InputError: it cannot be read or is too large.
+    """
+    path = Path(path)
+    try:
+        return _open(path, path.stat().st_mtime_ns)
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), path.name).replace(" or raise max_pixels", "")) from error
+    except OSError as error:
+        raise InputError(f"{path.name!r} cannot be read ({error.strerror}); choose it again") from error
+
+
+@lru_cache(maxsize=4)
+def _open(path: Path, _changed: int) -> Image.Image:
+    return open_image(path, max_pixels=MAX_PIXELS)

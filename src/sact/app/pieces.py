@@ -1,0 +1,163 @@
+"""What the page shows, as HTML. Names of classes and files are escaped; colours come from style.css."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..drawing import to_colors
+from ..errors import InputError
+from ..maps import colorize
+from ..predict import Prediction
+from ..preprocessing import display_image
+from .batch import Row, cells, header
+from .networks import Served
+from .times import Times
+
+_SHOWN = 512
+"""Pixels to which the part of a photograph that the network saw is enlarged, or in which it is read again."""
+
+
+def view(served: Served, picture: Image.Image, prediction: Prediction) -> str:
+    """The part of the photograph that the network saw, its ponder map above it, and the scale of the colours."""
+    photograph = f'<img class="photograph" alt="photograph" src="{data_uri(_shown(served, picture, prediction))}">'
+    if prediction.map is None:
+        return f'<div class="stack">{photograph}</div>{note("A plain network: every unit runs at every position.")}'
+    low, high = served.span(prediction)
+    colours = Image.fromarray(colorize(prediction.map, low, high))
+    layer = f'<img class="ponder" alt="ponder map" src="{data_uri(colours)}">'
+    return f'<div class="stack">{photograph}{layer}</div>{legend(low, high)}'
+
+
+def legend(low: float, high: float) -> str:
+    """The colour scale with its ends named."""
+    stops = ", ".join(_css_colour(color) for color in to_colors(np.linspace(0, 1, 9)))
+    return (
+        f'<div class="legend"><div class="bar" style="background: linear-gradient(to right, {stops})"></div>'
+        f"<div><span>{low:g} &middot; fewest units</span><span>ponder cost</span>"
+        f"<span>every unit &middot; {high:g}</span></div></div>"
+    )
+
+
+def numbers(served: Served, prediction: Prediction, times: Times | None) -> str:
+    """Classes, what was spent, and the time, or that it is being measured."""
+    best = served.top(prediction)
+    return f"{_classes(best)}{_tiles(prediction, times)}{_blocks(prediction, served)}{_how(times)}"
+
+
+def _classes(best: Sequence[tuple[str, float]]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{_bar(score)}<td>{score:.1%}</td></tr>'
+        for name, score in best
+    )
+    return f'<h3>Class</h3><table class="classes">{rows}</table>'
+
+
+def _tiles(prediction: Prediction, times: Times | None) -> str:
+    share = _tile("flops", f"{prediction.share:.1%}", "of the dense network's FLOPs")
+    if times is None:
+        return f'<div class="tiles">{share}{_tile("time", "&hellip;", "time is being measured")}</div>'
+    ratio = times.dense / times.ours
+    word = "faster than" if ratio >= 1 else "slower than"
+    versus = f"{ratio if ratio >= 1 else 1 / ratio:.2f}&times; {word} dense, {_milliseconds(times.dense)}"
+    return f'<div class="tiles">{share}{_tile("time", _milliseconds(times.ours), versus)}</div>'
+
+
+def _tile(kind: str, figure: str, caption: str) -> str:
+    return f'<div class="tile {kind}"><b>{figure}</b><span>{caption}</span></div>'
+
+
+def _blocks(prediction: Prediction, served: Served) -> str:
+    rows = []
+    for number, block in enumerate(prediction.ponder.blocks):
+        mean = float(block.units.float().mean())
+        picture = ""
+        if prediction.block_maps:
+            colours = colorize(prediction.block_maps[number], 2.0, block.max_units + 1.0)
+            picture = f'<img alt="ponder map of block {number + 1}" src="{data_uri(Image.fromarray(colours))}">'
+        rows.append(
+            f'<tr><th scope="row">{number + 1}</th><td class="thumb">{picture}</td>{_bar(mean / block.max_units)}'
+            f"<td>{mean:.2f} of {block.max_units}</td></tr>"
+        )
+    return (
+        '<h3>Units per block</h3><p class="hint">Mean over positions; each small map has its block\'s own scale.</p>'
+        f'<table class="blocks">{"".join(rows)}</table>'
+    )
+
+
+def _how(times: Times | None) -> str:
+    if times is None:
+        return '<p class="hint how">&nbsp;</p>'
+    threads = f"{times.threads} thread{'s' if times.threads != 1 else ''}"
+    return (
+        f'<p class="hint how">Time: median of {times.rounds} runs each, taking turns, of this image alone, {threads}, '
+        f"without reading and resizing it. Ours in the {times.engine} engine; dense: the same network with halting off "
+        f"in {times.dense_way}, the fastest way here.</p>"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows of many files."""
+    names = header(rows)
+    blocks = len(names) - 6
+    head = "".join(f"<th>{escape(name)}</th>" for name in names[:-1])
+    body = []
+    for row in rows:
+        texts = cells(row, blocks)
+        if row.message:
+            body.append(
+                f'<tr class="broken"><td>{escape(row.file)}</td><td colspan="{len(names) - 2}">'
+                f"{escape(row.message)}</td></tr>"
+            )
+        else:
+            body.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts[:-1])}</tr>")
+    return f'<div class="rows"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def message(text: str) -> str:
+    """Something that the visitor can mend."""
+    return f'<div class="message" role="alert">{escape(text[:1].upper() + text[1:])}.</div>'
+
+
+def note(text: str) -> str:
+    """A remark."""
+    return f'<p class="hint">{escape(text)}</p>'
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image within the page: nothing is left behind on the server, and nothing else can fetch it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG") if max(image.size) < _SHOWN else image.save(buffer, "JPEG", quality=90)
+    kind = "png" if max(image.size) < _SHOWN else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _shown(served: Served, picture: Image.Image, prediction: Prediction) -> Image.Image:
+    """What the network saw, in more pixels than it saw it where the photograph has them."""
+    spec = served.network.preprocessing
+    assert spec is not None
+    size = prediction.image.width
+    times = max(1, -(-_SHOWN // size))
+    try:
+        return display_image(picture, {**spec, "size": size * times})
+    except InputError:
+        return prediction.image
+
+
+def _bar(part: float) -> str:
+    return f'<td class="meter"><div style="width: {100 * min(max(part, 0.0), 1.0):.1f}%"></div></td>'
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"
+
+
+def _css_colour(color: NDArray[np.uint8]) -> str:
+    red, green, blue = color.tolist()
+    return f"rgb({red} {green} {blue})"

@@ -1,0 +1,74 @@
+"""Time against the dense network, measured while the visitor waits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..preprocessing import preprocess
+from .dense import Run, clock
+from .networks import Served, at_budget
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 15
+SECONDS = 0.6
+"""After the least number of rounds no new one begins when this is over."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Medians of runs that took turns, on one image.
+
+    Attributes:
+        ours: seconds of the network.
+        dense: seconds of the same network with halting off.
+        rounds: runs of each.
+        engine: in which the network ran.
+        dense_way: how the dense network ran: the fastest way here.
+        threads: of PyTorch.
+    """
+
+    ours: float
+    dense: float
+    rounds: int
+    engine: str
+    dense_way: str
+    threads: int
+
+
+@torch.inference_mode()
+def compare_times(served: Served, picture: Image.Image, budget: float | None = None) -> Times:
+    """Time the network at a budget against itself with halting off, on one image, in turns, alone."""
+    images = as_batch(served, picture)
+    with at_budget(served.network, budget):
+        dense_way, dense = served.dense(images)
+        runs: list[Run] = [served.compiled, dense]
+        for run in runs:
+            run(images)
+        taken: list[list[float]] = [[], []]
+        stop = time.perf_counter() + SECONDS
+        rounds = 0
+        while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < stop):
+            for which in (0, 1) if rounds % 2 else (1, 0):
+                taken[which].append(clock(runs[which], images))
+            rounds += 1
+    return Times(median(taken[0]), median(taken[1]), rounds, served.compiled.engine, dense_way, torch.get_num_threads())
+
+
+@torch.inference_mode()
+def time_alone(served: Served, picture: Image.Image, budget: float | None = None, runs: int = 3) -> float:
+    """Median seconds of a few runs of the network on one image; it has run before."""
+    images = as_batch(served, picture)
+    with at_budget(served.network, budget):
+        return median(clock(served.compiled, images) for _ in range(runs))
+
+
+def as_batch(served: Served, picture: Image.Image) -> Tensor:
+    """[1, 3, H, W], as the network takes it."""
+    assert served.network.preprocessing is not None
+    parameter = next(served.network.parameters())
+    return preprocess(picture, served.network.preprocessing)[None].to(parameter.device, parameter.dtype)
