@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from page import Example, render
+from photos import classify_photographs
 from timing import LIMIT, spread, time_batches
 from torch import Tensor
 
@@ -63,6 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", metavar="DIR", help="folder of background photographs (default: those of this machine)"
     )
+    parser.add_argument(
+        "--photographs",
+        metavar="MODEL",
+        default="efficientnet_lite2",
+        help="adapted ImageNet network to show on photographs, or none (%(default)s)",
+    )
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
     return parser
 
@@ -93,6 +100,10 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
     plain = sact.from_pretrained(options.model, halting="none")
     timings = [time_batches(adaptive, plain, first_batches(scenes, size)) for size in BATCH_SIZES]
 
+    photographs = None
+    if options.photographs != "none":
+        print("classifying photographs with a network trained on ImageNet ...")
+        photographs = classify_photographs(options.photographs)
     results = {
         "command": command,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -101,9 +112,12 @@ def make_demo(options: argparse.Namespace, command: str) -> None:
         **measured,
         "timings": timings,
         "examples": [example.summary() for example in examples],
+        "photographs": None
+        if photographs is None
+        else photographs | {"examples": [example.summary() for example in photographs["examples"]]},
     }
     write_json(out / "results.json", results)
-    write_text(out / "index.html", render(results, examples, LIMIT))
+    write_text(out / "index.html", render(results, examples, LIMIT, photographs))
     print_headlines(results)
     print(f"the page is {(out / 'index.html').resolve()}")
 

@@ -54,13 +54,16 @@ class Example:
         return names | {"flops_share": self.share, "units": self.units, "map_auc": self.auc}
 
 
-def render(results: dict[str, Any], examples: Sequence[Example], limit: float) -> str:
+def render(
+    results: dict[str, Any], examples: Sequence[Example], limit: float, photographs: dict[str, Any] | None = None
+) -> str:
     """The page.
 
     Args:
         results: what `examples/demo.py` writes to results.json.
         examples: scenes to show, at least one.
         limit: largest difference in a logit with which an engine was timed.
+        photographs: what `photos.classify_photographs` gives, or None to leave them out.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -75,9 +78,7 @@ def render(results: dict[str, Any], examples: Sequence[Example], limit: float) -
     )
     environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
     environment.filters["fixed"] = lambda value, digits=2: f"{value:.{digits}f}"
-    # One scale for all maps, so that the cards can be compared.
-    low = min(float(example.map.min()) for example in examples)
-    high = max(float(example.map.max()) for example in examples)
+    low, high = span(examples)
     ramp = colorize(np.linspace(0, 1, 256)[None])
     html: str = environment.get_template(TEMPLATE).render(
         results=results,
@@ -86,10 +87,25 @@ def render(results: dict[str, Any], examples: Sequence[Example], limit: float) -
         cards=[card(example, low, high) for example in examples],
         ramp=data_uri(Image.fromarray(ramp)),
         ticks=np.linspace(low, high, 5).tolist(),
+        photographs=None if photographs is None else photographs | as_cards(photographs["examples"]),
         histogram=histogram(results["flops_share"]["values"]),
         timings=[timing | {"verdict": verdict(timing), "longest": longest(timing)} for timing in results["timings"]],
     )
     return html
+
+
+def span(examples: Sequence[Example]) -> tuple[float, float]:
+    """One scale for all maps, so that the cards can be compared."""
+    return min(float(example.map.min()) for example in examples), max(float(example.map.max()) for example in examples)
+
+
+def as_cards(examples: Sequence[Example]) -> dict[str, Any]:
+    """Cards on a scale of their own, and its ticks."""
+    low, high = span(examples)
+    return {
+        "cards": [card(example, low, high) for example in examples],
+        "ticks": np.linspace(low, high, 5).tolist(),
+    }
 
 
 def card(example: Example, low: float, high: float) -> dict[str, Any]:

@@ -59,7 +59,21 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
 
 def run(demo: ModuleType, folder: Path, out: Path, *more: str) -> int:
     threads = str(torch.get_num_threads())
-    return demo.main(["--model", str(folder), "--out", str(out), "--scenes", "8", "--threads", threads, *more])
+    return demo.main(
+        [
+            "--model",
+            str(folder),
+            "--out",
+            str(out),
+            "--scenes",
+            "8",
+            "--photographs",
+            "none",
+            "--threads",
+            threads,
+            *more,
+        ]
+    )
 
 
 def test_the_page_stands_alone_and_agrees_with_its_numbers(

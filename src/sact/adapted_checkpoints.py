@@ -55,13 +55,12 @@ def read_base(base: Base, network: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(model: AdaptedNetwork) -> dict[str, Tensor]:
-    """What is saved: heads by their names in the model, and the network's own tensors unless its base has them."""
+    """What is saved: heads by their names in the model, and the network's own tensors, unless its base has the same."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if "score" in name}
     own = model.original().state_dict()
     if model.base is not None:
         theirs = read_base(model.base, model.original())
-        if all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in own.items()):
-            return tensors
+        own = {name: tensor for name, tensor in own.items() if not torch.equal(tensor.cpu(), theirs[name])}
     return tensors | {f"{ORIGINAL}{name}": tensor for name, tensor in own.items()}
 
 
@@ -109,8 +108,8 @@ def load_adapted(
         check_eps(eps)
     network = build_architecture(str(config.architecture), dict(config.options)).eval()
     own = {name.removeprefix(ORIGINAL): tensor for name, tensor in tensors.items() if name.startswith(ORIGINAL)}
-    if not own and base is not None:
-        own = read_base(base, network)
+    if base is not None:
+        own = read_base(base, network) | own
     expected = network.state_dict()
     if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in expected.items()}:
         raise CheckpointError(f"{source} holds other tensors than {config.architecture} of the installed version has")

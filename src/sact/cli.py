@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .models import AdaptiveNetwork
     from .predict import Prediction
 
+DEFAULT_MODEL = "efficientnet_lite2"
+"""The packaged network that knows ImageNet's classes."""
+
 DESCRIPTION = """\
 Residual networks that decide, position by position, how many of their units to run.
 
@@ -135,7 +138,7 @@ def _add_predict(verbs: Any) -> None:
     )
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG, PNG or WebP files, or folders of them")
     predict.add_argument("--out", metavar="DIR", default="predictions", help="folder of the pictures (%(default)s)")
-    predict.add_argument("--model", default="scenes", help="folder, hub id, or packaged network (%(default)s)")
+    predict.add_argument("--model", help="folder, hub id, or packaged network (%(default)s)", default=DEFAULT_MODEL)
     predict.add_argument("--engine", default="auto", help="auto, masked, gather, native or triton (%(default)s)")
     predict.add_argument("--size", type=int, help="side in pixels that images are brought to (default: as in training)")
     predict.add_argument("--npz", action="store_true", help="save cost, unit counts and halting distribution per block")
@@ -341,8 +344,11 @@ def run_predict(options: argparse.Namespace) -> None:
     try:
         for path, name in zip(paths, names, strict=True):
             prediction = predict(model, path, keep_distribution=options.npz)
+            if not predictions:  # engines prepare themselves at the first image of a size
+                prediction = predict(model, path, keep_distribution=options.npz)
             share = f"{prediction.share:.1%} of the plain network's FLOPs"
-            print(f"{path}: {prediction.name} ({prediction.score:.1%}), {share}")
+            took = f"{1e3 * prediction.seconds:.1f} ms"
+            print(f"{path}: {prediction.name} ({prediction.score:.1%}), {share}, {took}")
             write_pictures(prediction, name, out)
             if options.npz:
                 write_arrays(prediction, out / f"{name}.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Prediction:
         map: ponder cost map at the image's size, float32 [H, W]; None from a plain network.
         block_maps: each block's ponder cost at its own resolution, float32 [H_k, W_k]; empty from a plain network.
         ponder: everything spent, of this one image.
+        seconds: what the network took on the clock, without reading and preparing the image.
     """
 
     image: Image.Image
@@ -48,6 +50,7 @@ class Prediction:
     map: NDArray[np.float32] | None
     block_maps: list[NDArray[np.float32]]
     ponder: Ponder
+    seconds: float
 
     def summary(self) -> dict[str, Any]:
         """The numbers, JSON-able."""
@@ -61,7 +64,8 @@ class Prediction:
             for block in self.ponder.blocks
         ]
         numbers = {"class": self.name, "class_index": self.index, "score": self.score}
-        return numbers | {"flops": self.flops, "flops_share": self.share, "blocks": blocks}
+        cost = {"flops": self.flops, "flops_share": self.share, "milliseconds": 1e3 * self.seconds}
+        return numbers | cost | {"blocks": blocks}
 
 
 @torch.inference_mode()
@@ -94,7 +98,11 @@ def predict(
     tensor = preprocess(picture, network.preprocessing)
     parameter = next(network.parameters())
     batch = tensor[None].to(parameter.device, parameter.dtype)
+    start = time.perf_counter()
     logits, ponder = model(batch, return_ponder=True, return_halting_distribution=keep_distribution)
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    seconds = time.perf_counter() - start
     probabilities = logits[0].float().softmax(0)
     index = int(probabilities.argmax())
     adaptive = ponder.cost is not None
@@ -110,6 +118,7 @@ def predict(
         map=_array(ponder.map(tuple(tensor.shape[-2:]))[0]) if adaptive else None,
         block_maps=[_array(block.map()[0]) for block in ponder.blocks] if adaptive else [],
         ponder=ponder,
+        seconds=seconds,
     )
 
 

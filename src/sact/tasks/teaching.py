@@ -27,9 +27,11 @@ from ..ponder import BlockPonder, Ponder
 Learn = Literal["heads", "norms", "all"]
 LEARN = ("heads", "norms", "all")
 
-_TAU_START = 0.01
-_TAU_RATE = 1.0
-"""How fast tau follows: e-fold per step for a share that is off by 1."""
+TAU_START = 0.005
+TAU_GAIN = 0.3
+TAU_RATE = 0.002
+"""With a wanted share, tau is `TAU_GAIN` times what the share is above it, plus a part that starts at `TAU_START` and
+moves by `TAU_RATE` times that in every step."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def teach(
         raise InputError(f"a batch of {lesson.batch_size} views is wanted, but there are {len(views)}; give more views")  # type: ignore[arg-type]
     teacher = model if lesson.learn == "heads" else copy.deepcopy(model)  # which else would learn as well
     groups = _parameters(model, lesson)
-    tau = _TAU_START if lesson.tau is None else lesson.tau
+    tau, held = (TAU_START, TAU_START) if lesson.tau is None else (lesson.tau, 0.0)
     seen: Progress | None = None
     device = next(model.parameters()).device
     with _learning(model, lesson):
@@ -135,9 +137,11 @@ def teach(
             schedule.step()
             share = float(ponder.flops.double().mean()) / ponder.dense_flops
             same = float((logits.argmax(1) == wanted.argmax(1)).float().mean())
-            if lesson.share is not None:
-                tau = min(max(tau * math.exp(_TAU_RATE * (share - lesson.share)), 1e-5), 10.0)
             seen = _smooth(seen, Progress(step, steps, float(loss.detach()), same, share, tau))
+            if lesson.share is not None:
+                beyond = seen.share - lesson.share
+                held = max(held + TAU_RATE * beyond, 0.0)
+                tau = max(held + TAU_GAIN * beyond, 0.0)
             report(seen)
     model.eval()
 
@@ -190,7 +194,7 @@ def _run(model: AdaptedNetwork, images: Tensor, run_block: RunBlock) -> tuple[Te
 def _smooth(before: Progress | None, now: Progress) -> Progress:
     if before is None:
         return now
-    keep = 0.95
+    keep = 0.9
 
     def mix(name: str) -> float:
         return keep * float(getattr(before, name)) + (1 - keep) * float(getattr(now, name))
