@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol
 
@@ -142,4 +143,5 @@ class Block(nn.Module):
     def plain_ponder(self, x: Tensor, in_size: Sequence[int]) -> BlockPonder:
         """What a plain run cost: every unit, for every image."""
         units = torch.full((len(x),), len(self.units), dtype=torch.int32, device=x.device)
-        return BlockPonder(units, None, self.describe(in_size, x.shape[-2:]))
+        flops = tuple(replace(unit, score_local=0, score_global=0) for unit in self._unit_flops)  # no head runs
+        return BlockPonder(units, None, replace(self.describe(in_size, x.shape[-2:]), units=flops))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, InputError, require
 
@@ -112,10 +113,22 @@ def shapes(model: nn.Module) -> Shapes:
     return tuple((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
 
 
+class _WithoutWeights(TorchFunctionMode):
+    """Meanwhile new tensors have no values, apart from ranges, of which RegNet computes its widths."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 @lru_cache(maxsize=256)
 def _shapes(architecture: str, options: Options) -> Shapes | None:
     try:
-        with torch.device("meta"):
+        with _WithoutWeights():
             return shapes(build_architecture(architecture, dict(options)))
     except (CheckpointError, NotImplementedError, RuntimeError):
         return None
