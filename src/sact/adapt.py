@@ -6,47 +6,32 @@ A block is a run of units that follow each other, keep their input's shape and a
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .block import OUTPUT_RULES, Block, OutputRule
 from .compiled import CompiledNetwork
 from .errors import InputError
 from .halting import EPS
-from .layers import BatchNorm2d, init_weights
+from .layers import BatchNorm2d
 from .models.adapted import AdaptedConfig, AdaptedNetwork, AdaptedUnit
 from .models.adaptive import AdaptiveNetwork
 from .models.architectures import find_architecture, find_preprocessing
 from .models.registry import check_eps
+from .probing import Probe, Visit, image_channels, observe
 from .reading import Reading, Undescribable, read_unit
-from .scores import Halting, make_score
+from .scores import Halting, make_score, reset_score_bias
+from .trials import evaluating
+from .units import is_plain
 
 _score_norm = partial(BatchNorm2d, eps=1e-5, momentum=0.1)
-
-PROBE_SIDES = (64, 224)
-"""Sides of the image that shows in which order modules run; the second where the first is too small."""
-
-
-@dataclass
-class Visit:
-    """How a module ran on the probing image.
-
-    Attributes:
-        x: its input.
-        y: its output.
-        times: how often it ran.
-    """
-
-    x: Tensor
-    y: Tensor
-    times: int = 1
 
 
 def adapt(
@@ -83,7 +68,7 @@ def adapt(
 
     Raises:
         InputError: there are no runs of residual units, named units do not exist, do not follow each other, differ in
-            shape or cannot be described, or a value is out of range.
+            shape or cannot be described, something else reads the states between units, or a value is out of range.
 
     Source: section 3.2 for the blocks, section 4 for starting from a trained network.
     """
@@ -97,17 +82,15 @@ def adapt(
     if output not in OUTPUT_RULES:
         raise InputError(f'output is "{output}", but it must be one of {", ".join(OUTPUT_RULES)}')
     check_eps(eps)
-    channels = _image_channels(model)
+    channels = image_channels(model)
     named = None if blocks is None else _check_names(model, blocks)
-    visits, result = _observe(model, named, channels, image_size)
-    runs = _find_runs(model, visits) if named is None else named
+    probe = observe(model, None if named is None else {name for run in named for name in run}, channels, image_size)
+    readings = _Readings(model, probe.visits)
     if named is not None:
-        _check_named(named, visits)
-    made = [
-        _make_block(model, names, visits, "act" if halting == "act" else "sact", eps, output, named is not None)
-        for names in runs
-    ]
-    _tell_dense(made)
+        _check_named(named, probe.visits)
+    runs = _find_runs(model, probe.visits, readings) if named is None else named
+    made = [_make_block(names, readings, "act" if halting == "act" else "sact", eps, output) for names in runs]
+    result = probe.result
     is_logits = isinstance(result, Tensor) and result.dim() == 2
     architecture, options = find_architecture(model, architecture)
     config = AdaptedConfig(
@@ -120,6 +103,8 @@ def adapt(
         architecture=architecture,
         options=options,
     )
+    _check_whole(model, made, config, probe)
+    _tell_dense(made)
     adapted = AdaptedNetwork(model, made, config)
     adapted.preprocessing = find_preprocessing(model)
     if halting == "none":
@@ -139,67 +124,43 @@ def restore(model: AdaptedNetwork | CompiledNetwork) -> nn.Module:
     return network.original()
 
 
-@contextlib.contextmanager
-def _hooked(modules: dict[str, nn.Module], visits: dict[str, Visit]) -> Iterator[None]:
-    """Note how each of these modules runs, meanwhile."""
+class _Readings:
+    """Units of a network, each read once.
 
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-            return
-        if name in visits:
-            visits[name].times += 1
-        else:
-            visits[name] = Visit(args[0], output)
+    Args:
+        model: the network.
+        visits: how its modules ran.
+    """
 
-    handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __init__(self, model: nn.Module, visits: dict[str, Visit]) -> None:
+        self.model = model
+        self.visits = visits
+        self._known: dict[str, Reading | Undescribable] = {}
 
-
-@torch.no_grad()
-def _observe(
-    model: nn.Module, named: list[tuple[str, ...]] | None, channels: int, image_size: int | None
-) -> tuple[dict[str, Visit], Any]:
-    """How modules run on a random image, and what the network gives for it."""
-    names = None if named is None else {name for names in named for name in names}
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if name and (names is None or name in names) and (names is not None or any(module.children()))
-    }
-    parameter = next(model.parameters())
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    failed: Exception | None = None
-    try:
-        for side in PROBE_SIDES if image_size is None else (image_size,):
-            visits: dict[str, Visit] = {}
-            image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)).to(parameter)
+    def read(self, name: str) -> Reading:
+        """As `read_unit`."""
+        if name not in self._known:
             try:
-                with _hooked(modules, visits):
-                    return visits, model(image)
-            except Exception as error:
-                failed = error
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    raise InputError(
-        f"{type(model).__name__} does not run on an image [1, {channels}, {side}, {side}] ({failed}); "
-        "name the side that it takes with image_size"
-    ) from failed
+                self._known[name] = read_unit(self.model.get_submodule(name), self.visits[name].x)
+            except Undescribable as error:
+                self._known[name] = error
+        known = self._known[name]
+        if isinstance(known, Undescribable):
+            raise known
+        return known
+
+    def is_unit(self, name: str) -> bool:
+        """Whether a module is a residual unit that keeps its input's shape."""
+        visit = self.visits[name]
+        if visit.times != 1 or visit.x.dim() != 4 or visit.y.shape != visit.x.shape:
+            return False
+        try:
+            return self.read(name).keeps_state
+        except Undescribable:
+            return False
 
 
-def _image_channels(model: nn.Module) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    raise InputError(f"{type(model).__name__} has no convolution; sact.adapt takes convolutional residual networks")
-
-
-def _find_runs(model: nn.Module, visits: dict[str, Visit]) -> list[tuple[str, ...]]:
+def _find_runs(model: nn.Module, visits: dict[str, Visit], readings: _Readings) -> list[tuple[str, ...]]:
     """Names of each block's units: children of one container that run one after the other."""
     runs: list[tuple[str, ...]] = []
     for path, container in model.named_modules():
@@ -209,7 +170,7 @@ def _find_runs(model: nn.Module, visits: dict[str, Visit]) -> list[tuple[str, ..
         names = [f"{path}.{name}" if path else name for name, _ in container.named_children()]
         for name in names:
             follows = bool(run) and name in visits and visits[name].x is visits[run[-1]].y
-            if follows and _is_unit(model, name, visits[name]):
+            if follows and readings.is_unit(name):
                 run.append(name)
                 continue
             runs += [tuple(run)] if len(run) > 1 else []
@@ -221,17 +182,6 @@ def _find_runs(model: nn.Module, visits: dict[str, Visit]) -> list[tuple[str, ..
             'blocks=[["layer3.0", "layer3.1", "layer3.2"]]'
         )
     return runs
-
-
-def _is_unit(model: nn.Module, name: str, visit: Visit) -> bool:
-    """Whether a module is a residual unit that keeps its input's shape."""
-    module = model.get_submodule(name)
-    if visit.times != 1 or visit.x.dim() != 4 or visit.y.shape != visit.x.shape:
-        return False
-    try:
-        return read_unit(module, visit.x.shape[1]).keeps_state
-    except Undescribable:
-        return False
 
 
 def _check_names(model: nn.Module, blocks: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -276,21 +226,13 @@ def _check_named(runs: Sequence[Sequence[str]], visits: dict[str, Visit]) -> Non
                 )
 
 
-def _make_block(
-    model: nn.Module,
-    names: Sequence[str],
-    visits: dict[str, Visit],
-    halting: Halting,
-    eps: float,
-    output: OutputRule,
-    is_named: bool,
-) -> Block:
+def _make_block(names: Sequence[str], readings: _Readings, halting: Halting, eps: float, output: OutputRule) -> Block:
     units: list[AdaptedUnit] = []
     for name in names:
-        module, visit = model.get_submodule(name), visits[name]
+        module = readings.model.get_submodule(name)
         reading: Reading | None = None
         try:
-            reading = read_unit(module, visit.x.shape[1])
+            reading = readings.read(name)
             if units and not reading.keeps_state:
                 raise Undescribable("its shortcut is not its input itself")
         except Undescribable as error:
@@ -299,17 +241,54 @@ def _make_block(
                     f'the unit "{name}" ({type(module).__name__}) cannot be described: {error}; leave it out, or begin '
                     "a new block with it"
                 ) from error
-        units.append(AdaptedUnit(module, reading, name, visit.y.shape[1]))
-    channels = units[-1].out_channels
-    like = next(model.parameters())
-    heads = [
-        make_score(halting, channels, partial(BatchNorm2d, eps=1e-5, momentum=0.1), nn.Identity()) for _ in units[1:]
-    ]
-    for head in heads:
-        init_weights(head)
+        units.append(AdaptedUnit(module, reading, name, readings.visits[name].y.shape[1]))
+    heads = [make_score(halting, units[-1].out_channels, _score_norm, nn.Identity()) for _ in units[1:]]
+    for head in heads:  # every score is sigmoid(-3): features of other networks may have any scale
+        for conv in head.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.zeros_(conv.weight)
+        reset_score_bias(head)
     block = Block(units, heads, halting, eps, output)
+    like = next(readings.model.parameters())
     block.scores.to(like.device, like.dtype)  # type: ignore[attr-defined]  # a ModuleList
     return block
+
+
+def _check_whole(model: nn.Module, blocks: Sequence[Block], config: AdaptedConfig, probe: Probe) -> None:
+    """Raise InputError unless the adapted network, halting off, does what the network did, through all its blocks."""
+    if _does_same(AdaptedNetwork(model, blocks, config), probe):
+        return
+    alone = [
+        AdaptedNetwork(model, [block], replace(config, blocks=(names,)))
+        for block, names in zip(blocks, config.blocks, strict=True)
+    ]
+    guilty = [list(network.config.blocks[0]) for network in alone if not _does_same(network, probe)]
+    raise InputError(
+        f"{type(model).__name__} gives something else when the units {guilty or [list(run) for run in config.blocks]} "
+        "run as blocks: something else reads or runs what is inside of these; name the units of others with blocks"
+    )
+
+
+@torch.no_grad()
+def _does_same(adapted: AdaptedNetwork, probe: Probe) -> bool:
+    with evaluating(adapted):
+        halting, adapted.halting = adapted.halting, "none"
+        try:
+            result, ponder = adapted(probe.image, return_ponder=True)
+        except (InputError, AttributeError, TypeError, LookupError):
+            return False
+        finally:
+            adapted.halting = halting
+    pairs = zip(tree_leaves(result), tree_leaves(probe.result), strict=True)
+    return len(ponder.blocks) == len(adapted.blocks) and all(_is_same(ours, theirs) for ours, theirs in pairs)
+
+
+def _is_same(ours: Any, theirs: Any) -> bool:
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
+        return type(ours) is type(theirs) and not isinstance(ours, Tensor)
+    ours, theirs = ours.double(), theirs.double()
+    largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+    return torch.allclose(ours, theirs, rtol=0, atol=1e-5 * largest, equal_nan=True)
 
 
 def _tell_dense(blocks: Sequence[Block]) -> None:
@@ -319,20 +298,22 @@ def _tell_dense(blocks: Sequence[Block]) -> None:
         for unit in list(block.units)[1:]:
             assert isinstance(unit, AdaptedUnit)
             description = unit.description()
+            odd = [stage.conv for stage in description.stages if not is_plain(stage.conv)]
+            culprit = [*description.everywhere, *odd][-1:]
             if not description.is_perforable:
-                whole.append(unit.name)
-            elif description.everywhere:
-                last = description.everywhere[-1]
-                parts.append(f"{unit.name} (up to {type(last).__name__})")
+                whole.append(f"{unit.name} ({', '.join(type(layer).__name__ for layer in culprit)})")
+            elif culprit:
+                parts.append(f"{unit.name} (up to {type(culprit[0]).__name__})")
     if whole:
         warnings.warn(
-            f"these units have convolutions that cannot skip positions and are computed everywhere: {', '.join(whole)}",
+            "these units are computed everywhere, as they end with something that needs the whole map, or have a "
+            f"convolution that cannot be evaluated at single positions: {', '.join(whole)}",
             stacklevel=3,
         )
     if parts:
         warnings.warn(
-            "these units average over the whole map, hence are computed everywhere up to there while any position is "
-            f"active: {', '.join(parts)}",
+            "these units have something that needs the whole map, hence are computed everywhere up to there while any "
+            f"position is active: {', '.join(parts)}",
             stacklevel=3,
         )
 

@@ -1,36 +1,41 @@
 """Reading a residual unit from any module: its graph is traced and described as stages.
 
 A unit of somebody's network is a shortcut plus a branch, then perhaps an activation. The branch is a chain of
-convolutions (linear layers of channels are 1x1 convolutions) and layers between them. A layer that this library does
-not know is tried out on random numbers: it either acts on every position by itself, or it needs the whole map.
+convolutions (linear layers of channels are 1x1 convolutions) and layers between them. Layers that this library does not
+know are tried out on random numbers, and in the end the unit as it was read, see `trials.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import SameConv2d
+from .trials import TO_LAST, Undescribable, check_unit, does_nothing, evaluating, is_global
 from .units import ChannelsLast, Description, LinearConv, Scale, describe
 
-TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+TO_FIRST = (0, 3, 1, 2)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _VIEWS = ("reshape", "view", "contiguous", "unsqueeze", operator.getitem)
-
-
 _POOLS = (nn.AvgPool2d, nn.MaxPool2d)
-
-
-class Undescribable(Exception):
-    """A module that is no residual unit, or one with something that cannot be described; the message says what."""
+_ACTIVATIONS: dict[Any, type[nn.Module]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), nn.Sigmoid),
+    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), nn.Tanh),
+    F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
+    F.hardsigmoid: nn.Hardsigmoid,
+}
+"""Functions of one tensor (and perhaps `inplace`) as the layers that engines know."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,14 @@ class Reading:
     Attributes:
         description: its branch and what follows the sum.
         shortcut: layers of the shortcut, in order; empty for the identity. None: there is no shortcut.
+        random: modules that in training mode make the unit something else than what is described (dropout).
+        overwrites: whether the unit writes into its input.
     """
 
     description: Description
     shortcut: tuple[nn.Module, ...] | None
+    random: tuple[nn.Module, ...] = ()
+    overwrites: bool = False
 
     @property
     def keeps_state(self) -> bool:
@@ -52,18 +61,28 @@ class Reading:
 
 
 class _Function(nn.Module):
-    """A call of a function on one tensor, as a layer."""
+    """A call of a function or of a method, on one tensor, as a layer that can be copied and pickled.
 
-    def __init__(self, call: Callable[[Tensor], Tensor], name: str) -> None:
+    Args:
+        node: the call.
+    """
+
+    def __init__(self, node: torch.fx.Node) -> None:
         super().__init__()
-        self.call = call
-        self.name = name
+        self.target: Any = node.target
+        self.arguments: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: _Function)  # the tensor's place
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.call(x)
+        """[N, C, H, W] to the same, or whatever the function takes and gives."""
+        x = x.clone()  # the function may work in place, on what other units still read
+        args, kwargs = torch.fx.node.map_aggregate(self.arguments, lambda each: x if each is _Function else each)
+        target = getattr(args[0], self.target) if isinstance(self.target, str) else self.target
+        result: Tensor = target(*(args[1:] if isinstance(self.target, str) else args), **kwargs)
+        return result
 
     def extra_repr(self) -> str:
-        return self.name
+        """The function's name."""
+        return str(getattr(self.target, "__name__", self.target))
 
 
 class _Tracer(torch.fx.Tracer):
@@ -81,36 +100,47 @@ class _Tracer(torch.fx.Tracer):
         return False
 
 
-def read_unit(module: nn.Module, channels: int) -> Reading:
+def read_unit(module: nn.Module, x: Tensor) -> Reading:
     """Describe a residual unit, or a chain of layers without a shortcut.
 
     Args:
-        module: takes and gives one tensor [N, C, H, W].
-        channels: of its input.
+        module: takes and gives one tensor.
+        x: a state [N, C, H, W] to try it on.
 
     Raises:
         Undescribable: it is nothing of the kind.
     """
+    if x.dim() != 4:
+        raise Undescribable(f"it takes a tensor of {x.dim()} dimensions")
+    with evaluating(module):
+        reading, layers = _read(module, x.shape[1])
+        overwrites = check_unit(module, x, layers, reading.shortcut, reading.description.post)
+    return replace(reading, overwrites=overwrites)
+
+
+def _read(module: nn.Module, channels: int) -> tuple[Reading, list[nn.Module]]:
+    """The reading of a unit, and the layers of its branch."""
     graph, start, end = _trace(module)
     nodes, source = _chain(graph, end, start, stop_at_sum=True)
+    idle: list[nn.Module] = []
     if source is start:
-        return Reading(_describe(module, nodes, channels), None)
+        layers = _layers(module, nodes, channels, idle)
+        return Reading(_describe(layers), None, tuple(idle)), layers
     terms = [argument for argument in source.args if isinstance(argument, torch.fx.Node)]
     if len(terms) != 2 or source.kwargs:
         raise Undescribable("a sum of something other than two branches")
-    chains = [_chain(graph, term, start)[0] for term in terms]
-    layers = [_layers(module, chain, channels) for chain in chains]
-    convolutions = [sum(isinstance(layer, nn.Conv2d) for layer in each) for each in layers]
+    chains = [_layers(module, _chain(graph, term, start)[0], channels, idle) for term in terms]
+    convolutions = [sum(isinstance(layer, nn.Conv2d) for layer in each) for each in chains]
     which = 0 if convolutions[0] > convolutions[1] else 1
     if not convolutions[which]:
         raise Undescribable("a sum without a convolution")
-    branch = _describe_layers(layers[which])
-    width = next(layer.out_channels for layer in reversed(layers[which]) if isinstance(layer, nn.Conv2d))
-    post = _layers(module, nodes, width)
-    if any(isinstance(layer, nn.Conv2d) or _is_global(layer, width) for layer in post):
+    branch = _describe(chains[which])
+    width = next(layer.out_channels for layer in reversed(chains[which]) if isinstance(layer, nn.Conv2d))
+    post = _layers(module, nodes, width, idle)
+    if any(isinstance(layer, (nn.Conv2d, *_POOLS)) or is_global(layer, width) for layer in post):
         raise Undescribable("something other than an activation behind the sum")
     description = Description(branch.everywhere, branch.stages, branch.tail, tuple(post))
-    return Reading(description, tuple(layers[1 - which]))
+    return Reading(description, tuple(chains[1 - which]), tuple(idle)), chains[which]
 
 
 def _trace(module: nn.Module) -> tuple[torch.fx.Graph, torch.fx.Node, torch.fx.Node]:
@@ -157,11 +187,7 @@ def _walk(module: nn.Module) -> list[nn.Module]:
     return [_layer(module, node)[0] for node in nodes]
 
 
-def _describe(module: nn.Module, nodes: list[torch.fx.Node], channels: int) -> Description:
-    return _describe_layers(_layers(module, nodes, channels))
-
-
-def _describe_layers(layers: list[nn.Module]) -> Description:
+def _describe(layers: list[nn.Module]) -> Description:
     """Layers as stages, behind those that need all positions."""
     channels = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), 0)
     last = 0
@@ -170,7 +196,7 @@ def _describe_layers(layers: list[nn.Module]) -> Description:
             raise Undescribable(f"{type(layer).__name__} in the branch")
         if isinstance(layer, nn.Conv2d):
             channels = layer.out_channels
-        if not _is_read_whole(layer) if isinstance(layer, nn.Conv2d) else _is_global(layer, channels):
+        if not _is_read_whole(layer) if isinstance(layer, nn.Conv2d) else is_global(layer, channels):
             last = index + 1
     if any(layer.stride != (1, 1) for layer in layers[:last] if isinstance(layer, nn.Conv2d)):
         raise Undescribable("something before a stride that needs the whole map")
@@ -178,8 +204,11 @@ def _describe_layers(layers: list[nn.Module]) -> Description:
     return Description(tuple(layers[:last]), rest.stages, rest.tail)
 
 
-def _layers(module: nn.Module, nodes: list[torch.fx.Node], channels: int) -> list[nn.Module]:
-    """The layers that nodes stand for, all taking [N, C, H, W]; those that change nothing are left out."""
+def _layers(module: nn.Module, nodes: list[torch.fx.Node], channels: int, idle: list[nn.Module]) -> list[nn.Module]:
+    """The layers that nodes stand for, all taking [N, C, H, W].
+
+    Those that do nothing in evaluation mode are left out; what does something in training mode is added to `idle`.
+    """
     layers: list[nn.Module] = []
     last = False  # whether channels stand last
     for node in nodes:
@@ -203,7 +232,12 @@ def _layers(module: nn.Module, nodes: list[torch.fx.Node], channels: int) -> lis
                 layers.append(_out_of_place(after))
         elif isinstance(layer, (Scale, *_POOLS)):
             layers.append(layer)
-        elif not _does_nothing(layer, channels, last):
+        elif does_nothing(layer, channels, last):
+            if isinstance(layer, _Function):
+                idle += [module] if "dropout" in layer.extra_repr() else []  # whose mode the function is told
+            elif not isinstance(layer, nn.Identity):
+                idle.append(layer)
+        else:
             of_channels = last and not isinstance(layer, nn.LayerNorm)
             layers.append(ChannelsLast(layer) if of_channels else _out_of_place(layer))
     if last:
@@ -227,7 +261,9 @@ def _layer(module: nn.Module, node: torch.fx.Node) -> tuple[nn.Module, tuple[int
         return _scale(module, constants[0]), None
     if node.op not in ("call_function", "call_method"):
         raise Undescribable(f"{node.format_node()}")
-    return _Function(_call(node), getattr(node.target, "__name__", str(node.target))), None
+    if node.target in _ACTIVATIONS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
+        return _ACTIVATIONS[node.target](), None
+    return _Function(node), None
 
 
 def _scale(module: nn.Module, node: torch.fx.Node) -> Scale:
@@ -235,24 +271,6 @@ def _scale(module: nn.Module, node: torch.fx.Node) -> Scale:
         node = node.all_input_nodes[0]
     path, _, name = str(node.target).rpartition(".")
     return Scale(module.get_submodule(path), name)
-
-
-def _call(node: torch.fx.Node) -> Callable[[Tensor], Tensor]:
-    """The call that a node stands for, of its one tensor."""
-    main = node.all_input_nodes[0]
-    target: Any = node.target
-    if isinstance(target, str) and target.endswith("_"):
-        target = target[:-1]  # on what other units still read nothing may be done in place
-
-    def call(x: Tensor) -> Tensor:
-        args = torch.fx.node.map_arg(node.args, lambda each: x if each is main else each)
-        kwargs = torch.fx.node.map_arg(node.kwargs, lambda each: x if each is main else each) | {}
-        if kwargs.get("inplace"):
-            kwargs = {**kwargs, "inplace": False}
-        result: Tensor = getattr(x, target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-        return result
-
-    return call
 
 
 def _out_of_place(layer: nn.Module) -> nn.Module:
@@ -263,51 +281,12 @@ def _out_of_place(layer: nn.Module) -> nn.Module:
 
 
 def _is_read_whole(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is what its weights say: it does not standardise them, for instance."""
+    """Whether a convolution is what its weights say: neither standardised, for instance, nor pruned by a hook."""
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        return False
     return type(conv).forward is nn.Conv2d.forward or is_same_padded(conv)
 
 
 def is_same_padded(conv: nn.Conv2d) -> bool:
     """Whether a convolution pads as TensorFlow does: ours, or timm's."""
     return isinstance(conv, SameConv2d) or type(conv).__name__ == "Conv2dSame"
-
-
-def _does_nothing(layer: nn.Module, channels: int, last: bool) -> bool:
-    """Whether a layer is the identity in evaluation mode (dropout, stochastic depth)."""
-    if isinstance(layer, nn.Identity):
-        return True
-    if isinstance(layer, nn.LayerNorm) or any(True for _ in layer.parameters()):
-        return False
-    x = _sample(layer, channels)
-    given = x.permute(TO_LAST) if last else x
-    return bool(torch.equal(_try(layer, given), given))
-
-
-def _is_global(layer: nn.Module, channels: int) -> bool:
-    """Whether a layer's result at one position depends on others."""
-    if isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm, Scale, nn.Conv2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU)):
-        return False
-    x = _sample(layer, channels)
-    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-    other[:, :, 1, 2] = x[:, :, 1, 2]
-    return not torch.allclose(_try(layer, x)[:, :, 1, 2], _try(layer, other)[:, :, 1, 2], rtol=1e-4, atol=1e-5)
-
-
-def _sample(layer: nn.Module, channels: int) -> Tensor:
-    like = next(layer.parameters(), torch.zeros(()))
-    return torch.randn(2, channels, 5, 5, generator=torch.Generator().manual_seed(0)).to(like)
-
-
-@torch.no_grad()
-def _try(layer: nn.Module, x: Tensor) -> Tensor:
-    twin = copy.deepcopy(layer).eval()
-    for number, parameter in enumerate(twin.parameters()):  # zeros would hide what the layer does
-        generator = torch.Generator().manual_seed(number)
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    try:
-        result = twin(x.clone())
-    except Exception as error:
-        raise Undescribable(f"{type(layer).__name__} does not take a map of {x.shape[1]} channels: {error}") from error
-    if not isinstance(result, Tensor) or result.shape != x.shape:
-        raise Undescribable(f"{type(layer).__name__}, which changes the shape of its input")
-    return result

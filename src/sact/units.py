@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
 from .flops import UnitFlops, conv_flops
+from .layers import BatchNorm2d
 
 
 class LinearConv(nn.Conv2d):
@@ -70,6 +72,17 @@ class ChannelsLast(nn.Module):
         """[N, C, H, W] to the same."""
         result: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return result
+
+
+def on_map(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer of a description at all positions, [N, C, H, W]."""
+    if isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, BatchNorm2d):
+        return nn.BatchNorm2d.forward(layer, x)  # without the activation that a norm of timm's holds
+    if isinstance(layer, nn.LayerNorm):
+        last = F.layer_norm(x.permute(0, 2, 3, 1), layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+        return last.permute(0, 3, 1, 2)
+    result: Tensor = layer(x)
+    return result
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,7 @@ def is_plain(conv: nn.Conv2d) -> bool:
         and kernel % 2 == 1
         and conv.stride == (1, 1)
         and conv.dilation == (1, 1)
-        and conv.padding == (kernel // 2, kernel // 2)
+        and conv.padding in ((kernel // 2, kernel // 2), "same")
         and conv.padding_mode == "zeros"
     )
 
@@ -169,7 +182,10 @@ class BaseUnit(nn.Module):
 
     Attributes:
         out_channels: channels of the next state.
+        random: modules that in training mode make this unit something else than its description says.
     """
+
+    random: tuple[nn.Module, ...] = ()
 
     @property
     def out_channels(self) -> int:

@@ -22,10 +22,10 @@ from ..folding import fold as fold_description
 from ..halting import HaltingState
 from ..ponder import BlockPonder, Ponder
 from ..scores import PositionScore, to_score
-from ..units import BaseUnit, Description, Stage, describe
+from ..units import BaseUnit, Description, Stage, describe, on_map
 from . import NormStatistics, Run
 from .ops import wide_type
-from .perforated import Positions, convolve, has_training_norm, on_map, perforated, pointwise
+from .perforated import Positions, convolve, has_training_norm, perforated, pointwise
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def _is_small(block: Block, x: Tensor) -> bool:
 
 def _trains(block: Block) -> bool:
     """Whether norms take statistics of what they are given, or layers drop at random what they are given."""
+    if any(layer.training for unit in block.units for layer in unit.random):
+        return True
     return any(module.training for module in block.modules() if isinstance(module, nn.BatchNorm2d) or _drops(module))
 
 

@@ -12,6 +12,7 @@ from ..flops import dilate
 from ..folding import activation_slope, norm_affine
 from ..layers import BatchNorm2d
 from ..units import Scale, Stage
+from ..units import on_map as on_map
 from .ops import perforated_conv
 
 ELEMENTWISE = (
@@ -176,17 +177,6 @@ def pointwise(layer: nn.Module, values: Tensor, listed: Tensor | None) -> Tensor
         return elementwise
     pixels: Tensor = layer(values[:, :, None, None])  # somebody's own layer, made for maps
     return pixels[:, :, 0, 0]
-
-
-def on_map(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer of a description at all positions, [N, C, H, W]."""
-    if isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, BatchNorm2d):
-        return nn.BatchNorm2d.forward(layer, x)  # without the activation that a norm of timm's holds
-    if isinstance(layer, nn.LayerNorm):
-        last = F.layer_norm(x.permute(0, 2, 3, 1), layer.normalized_shape, layer.weight, layer.bias, layer.eps)
-        return last.permute(0, 3, 1, 2)
-    result: Tensor = layer(x)
-    return result
 
 
 def affine(norm: nn.BatchNorm2d, values: Tensor, listed: Tensor | None) -> tuple[Tensor, Tensor]:

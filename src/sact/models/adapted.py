@@ -94,6 +94,9 @@ class AdaptedUnit(BaseUnit):
         self.reading = reading
         self.name = name
         self._out_channels = out_channels
+        self.random = () if reading is None else reading.random
+        # The state before it, which somebody may have wanted to overwrite, is still read where positions have halted.
+        self._overwrites = reading is not None and reading.overwrites
 
     @property
     def out_channels(self) -> int:
@@ -102,7 +105,7 @@ class AdaptedUnit(BaseUnit):
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """As `BaseUnit.forward`."""
-        result: Tensor = self.module(x)
+        result: Tensor = self.module(x.clone() if self._overwrites else x)
         return result if active is None else torch.where(active[:, None], result, x)
 
     def description(self) -> Description:
@@ -129,7 +132,13 @@ class _Slot(nn.Module):
         self.index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        return _TURN.get()(self.index, x)
+        turn = _TURN.get(None)
+        if turn is None:
+            raise InputError(
+                "this is the inside of an adapted network, which cannot run by itself; call what sact.adapt returned, "
+                "and switch gradient checkpointing off"
+            )
+        return turn(self.index, x)
 
 
 class AdaptedNetwork(AdaptiveNetwork):
@@ -157,14 +166,18 @@ class AdaptedNetwork(AdaptiveNetwork):
         self.network = with_replaced(
             original,
             {
-                name: _Slot(index) if position == 0 else nn.Identity()
+                name: (_Slot(index) if position == 0 else nn.Identity()).train(original.training)
                 for index, names in enumerate(config.blocks)
                 for position, name in enumerate(names)
             },
         )
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # ModuleList does not say what it holds
         self._sizes: dict[tuple[int, ...], int] = {}
-        self.train(original.training)
+        self.training = original.training
+        self.blocks.training = original.training  # type: ignore[attr-defined]
+        for block in blocks:  # but what is the original's own stays in its mode
+            for part in (block, block.units, *block.units, *block.scores.modules()):  # type: ignore[attr-defined]
+                part.training = original.training
 
     @property
     def halting(self) -> Halting:
@@ -198,45 +211,63 @@ class AdaptedNetwork(AdaptiveNetwork):
         finally:
             _TURN.reset(token)
         ponders = [ponder for ponder in spent if ponder is not None]
-        return output, Ponder(ponders, self._fixed(images.shape, ponders))
+        return output, Ponder(ponders, self.fixed_flops(images.shape[-2:]))
 
-    def _fixed(self, shape: Sequence[int], ponders: list[BlockPonder]) -> int:
-        key = tuple(shape[1:])
-        if key not in self._sizes:
-            dense = sum(ponder.description.dense_flops for ponder in ponders)
-            self._sizes[key] = count_flops(self._original[0], key) - dense
-        return self._sizes[key]
-
-    def fixed_flops(self, size: tuple[int, ...]) -> int:
+    def fixed_flops(self, size: Sequence[int]) -> int:
         """FLOPs per image, at image size (H, W), of what always runs outside the blocks: all that is not described."""
-        key = (self.config.in_channels, *size)
+        key = tuple(size)
         if key not in self._sizes:
-            twin = deepcopy(self).eval().to("meta")
-            with torch.no_grad():
-                twin(torch.empty(1, *key, device="meta", dtype=next(self.parameters()).dtype))
-            self._sizes[key] = twin._sizes[key]
+            try:
+                self._sizes[key] = _without_weights(self).count_flops(key)
+            except Exception:  # a forward pass that looks at values, or at tensors that are no buffers
+                self._sizes[key] = deepcopy(self).count_flops(key)
         return self._sizes[key]
+
+    def count_flops(self, size: Sequence[int]) -> int:
+        """As `fixed_flops`, by running the network; what runs are norms as well, so that a copy is to be asked."""
+        described = 0
+
+        def turn(index: int, x: Tensor) -> Tensor:
+            nonlocal described
+            block, in_size = self.blocks[index], x.shape[-2:]
+            for unit in block.units:
+                x = unit(x)
+            described += block.describe(in_size, x.shape[-2:]).dense_flops
+            return x
+
+        image = next(self.parameters()).new_zeros(1, self.config.in_channels, *size)
+        token = _TURN.set(turn)
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                self.eval().network(image)
+        finally:
+            _TURN.reset(token)
+        return int(counter.get_total_flops()) - described
 
     def original(self) -> nn.Module:
-        """The network as it was, with the weights as they are now."""
+        """The network as it was, with the weights as they are now, and what was replaced in `network` meanwhile."""
         original = self._original[0]
         taken = {name for names in self.config.blocks for name in names}
-        for path in _above(taken):  # what was replaced in `network` meanwhile, a classifier for instance
+        above = _above(taken)
+        for path in above:
             source, target = self.network.get_submodule(path), original.get_submodule(path)
+            target.__dict__.update({key: value for key, value in source.__dict__.items() if key != "_modules"})
+            modules = {}
             for name, module in source._modules.items():
                 full = f"{path}.{name}" if path else name
-                if full not in taken and full not in _above(taken):
-                    target._modules[name] = module
-        return original.train(self.training)
+                modules[name] = target._modules[name] if full in taken or full in above else module
+            target._modules.clear()
+            target._modules.update(modules)
+        return original
 
 
-def count_flops(network: nn.Module, shape: Sequence[int]) -> int:
-    """FLOPs (2 x multiply-adds of convolutions and linear layers) of one image [C, H, W], without computing it."""
-    twin = deepcopy(network).eval().to("meta")
-    dtype = next(network.parameters()).dtype
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(torch.empty(1, *shape, device="meta", dtype=dtype))
-    return int(counter.get_total_flops())
+def _without_weights(network: AdaptedNetwork) -> AdaptedNetwork:
+    """A copy whose tensors have shapes alone; it knows no original."""
+    known: dict[int, Any] = {id(network._original): ()}
+    for tensor in (*network.parameters(), *network.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        known[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return deepcopy(network, known)
 
 
 def with_replaced(root: nn.Module, replacements: dict[str, nn.Module]) -> nn.Module:
@@ -244,7 +275,7 @@ def with_replaced(root: nn.Module, replacements: dict[str, nn.Module]) -> nn.Mod
     copies: dict[str, nn.Module] = {}
     for path in sorted(_above(replacements), key=lambda path: path.count(".") + bool(path)):
         source = root.get_submodule(path)
-        copied = source.__class__.__new__(source.__class__)
+        copied: nn.Module = object.__new__(source.__class__)
         copied.__dict__ = dict(source.__dict__)  # parameters and buffers stay the same dicts, hence shared for good
         copied._modules = dict(source._modules)
         copies[path] = copied
