@@ -74,8 +74,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """A row per network, timed in the way that is fastest at each batch size."""
-    batches = [f"batch {timed['batch']}: ms per image | of full" for timed in results["times"]]
-    head = ["network", "top-1 %", "MFLOPs", "of full", *batches, "dense outputs", "deterministic"]
+    batches = [f"batch {timed['batch']}: ms per image | time of full" for timed in results["times"]]
+    head = ["network", "top-1 %", "MFLOPs", "FLOPs of full", *batches, "dense outputs", "deterministic"]
     lines = [f"| {' | '.join(head)} |", "|---" * (6 + 2 * len(batches)) + "|"]
     full = results["rows"]["full"]["flops"]
     for name, facts in FACTS.items():
@@ -97,7 +97,7 @@ def ways_table(results: dict[str, Any]) -> str:
     """A row per network and way to run it, beside the full plain network run by the same kernels."""
     if not results["times"]:
         return "Not timed."
-    batches = [f"batch {timed['batch']}: ms per image | of plain there" for timed in results["times"]]
+    batches = [f"batch {timed['batch']}: ms per image | time of full there" for timed in results["times"]]
     lines = [
         f"| network | evaluated | by | {' | '.join(batches)} |",
         "|---" * (3 + 2 * len(batches)) + "|",
