@@ -69,9 +69,7 @@ def make_page(served: Sequence[Served], examples: Sequence[Path], folder: Path) 
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=280) as left:
                 photo = _photograph(examples)
-                opacity = gr.Slider(
-                    0, 100, 50, step=1, label="Opacity of the ponder map, %", buttons=[], elem_id="opacity"
-                )
+                opacity = gr.Slider(0, 100, 50, step=1, label="Opacity of the map, %", buttons=[], elem_id="opacity")
             with gr.Column(scale=9, min_width=320), gr.Tabs():
                 with gr.Tab("One network", id="one") as one_tab:
                     _one(page, photo, by_name)

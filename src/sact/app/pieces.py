@@ -86,7 +86,7 @@ def _blocks(prediction: Prediction, served: Served) -> str:
             f"<td>{mean:.2f} of {block.max_units}</td></tr>"
         )
     return (
-        '<h3>Units per block</h3><p class="hint">Mean over positions; each small map has its block\'s own scale.</p>'
+        '<h3>Units per block</h3><p class="hint">Mean over positions. Each map has its block\'s own scale.</p>'
         f'<table class="blocks">{"".join(rows)}</table>'
     )
 

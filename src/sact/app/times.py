@@ -14,8 +14,8 @@ from ..preprocessing import preprocess
 from .dense import Run, clock
 from .networks import Served, at_budget
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 15
-SECONDS = 0.6
+LEAST_ROUNDS, MOST_ROUNDS = 5, 31
+SECONDS = 0.4
 """After the least number of rounds no new one begins when this is over."""
 
 
