@@ -30,6 +30,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def without_record(module: nn.Module) -> dict[int, Tensor]:
+    """For `deepcopy`, which fails at tensors with a record: those that are attributes, as hooks for pruning leave."""
+    values = [value for part in module.modules() for value in vars(part).values()]
+    return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor)}
+
+
 def does_nothing(layer: nn.Module, channels: int, last: bool) -> bool:
     """Whether a layer is the identity in evaluation mode (dropout, stochastic depth).
 
@@ -94,7 +100,7 @@ def check_unit(
     overwrites = False
     try:
         for is_random in (True, False):  # its own weights where random ones, of a root for instance, make no sense
-            twin, *layers = copy.deepcopy((module, branch, shortcut, post))
+            twin, layers = copy.deepcopy((module, (branch, shortcut, post)), without_record(module))
             twin.eval()
             if is_random:
                 _randomise(twin)
@@ -145,7 +151,7 @@ def _sample(layer: nn.Module, channels: int) -> Tensor:
 
 @torch.no_grad()
 def _try(layer: nn.Module, x: Tensor) -> Tensor:
-    twin = copy.deepcopy(layer).eval()
+    twin = copy.deepcopy(layer, without_record(layer)).eval()
     _randomise(twin)
     try:
         result = twin(x.clone())

@@ -264,7 +264,9 @@ class AdaptedNetwork(AdaptiveNetwork):
 def _without_weights(network: AdaptedNetwork) -> AdaptedNetwork:
     """A copy whose tensors have shapes alone; it knows no original."""
     known: dict[int, Any] = {id(network._original): ()}
-    for tensor in (*network.parameters(), *network.buffers()):
+    attributes = [value for part in network.modules() for value in vars(part).values()]
+    attributes = [value for value in attributes if isinstance(value, Tensor)]  # as hooks for pruning leave
+    for tensor in (*network.parameters(), *network.buffers(), *attributes):
         empty = torch.empty_like(tensor, device="meta")
         known[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return deepcopy(network, known)
