@@ -453,8 +453,8 @@ def test_other_precisions_are_served_by_gather(
 @compiled
 def test_layers_that_the_kernel_lacks_are_served_by_gather(small: MakeModel) -> None:
     model, images = small(), torch.randn(2, 3, 32, 32)
-    model.blocks[0].units[2].branch.conv2 = nn.Conv2d(4, 4, 3, padding=1, groups=2)
-    with pytest.warns(UserWarning, match="groups=2.*gather"):
+    model.blocks[0].units[2].branch.conv2 = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+    with pytest.warns(UserWarning, match=r"dilation=\(2, 2\).*gather"):
         check(model, images)
     model.blocks[0].units[2].branch.conv2 = nn.Conv2d(4, 4, 3, padding=1)
     with warnings.catch_warnings():

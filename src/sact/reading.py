@@ -94,7 +94,7 @@ class _Tracer(torch.fx.Tracer):
         if not list(module.children()) or isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Conv2d)):
             return True
         try:
-            _walk(module)
+            read_layers(module)
         except Undescribable:
             return True
         return False
@@ -180,8 +180,12 @@ def _is_constant(node: torch.fx.Node) -> bool:
     return node.op == "get_attr"
 
 
-def _walk(module: nn.Module) -> list[nn.Module]:
-    """A module's layers, if it is a chain of such."""
+def read_layers(module: nn.Module) -> list[nn.Module]:
+    """A module's layers, if it is a chain of such.
+
+    Raises:
+        Undescribable: it is not.
+    """
     graph, start, end = _trace(module)
     nodes, _ = _chain(graph, end, start)
     return [_layer(module, node)[0] for node in nodes]

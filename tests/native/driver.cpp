@@ -1,4 +1,4 @@
-// Runs random small networks of both families' shapes through the CPU engine, for sanitizers to watch. Every result must
+// Runs random small networks of both families' shapes, and of somebody's, through the CPU engine, for sanitizers to watch. Every result must
 // be finite (working memory starts as NaN, see Buffer::need), obey the forced units, and be the same, bit for bit, in used
 // working memory, with more threads, and with another run beside it.
 #include "native.cpp"
@@ -21,22 +21,26 @@ class Description {
   public:
     SactNetwork network{};
 
-    Description(Random &random, bool bottleneck, int halting) : random_(random) {
+    int halting;
+
+    Description(Random &random, bool bottleneck, int halting, bool foreign) : halting(halting), random_(random) {
         const int stem = random.within(1, 20);
-        network.halting = halting;
         network.stem = bottleneck ? conv(random.within(1, 4), stem, 7, 2, 3) : conv(random.within(1, 4), stem, 3, 1, 1);
-        network.stem_pool = bottleneck;
+        network.stem_pool = bottleneck ? random.within(SACT_POOL_SAME, SACT_POOL_PADDED) : SACT_NO_POOL;
+        network.after_stem = foreign ? activation() : kNone;
         int channels = stem;
         for (int b = random.within(1, 3); b > 0; b--) {
             const int width = random.within(1, bottleneck ? 24 : 40), out = bottleneck ? 4 * width : channels + width;
             const int stride = random.within(1, 2), units = random.within(1, 4);
+            if (foreign && random.within(0, 1)) plain_block(channels);
             units_.emplace_back();
             for (int u = 0; u < units; u++) {
-                units_.back().push_back(bottleneck ? bottleneck_unit(u ? out : channels, width, u ? 1 : stride)
-                                                   : basic_unit(u ? out : channels, out, u ? 1 : stride));
+                units_.back().push_back(foreign ? foreign_unit(u ? out : channels, out, width, u ? 1 : stride)
+                                        : bottleneck ? bottleneck_unit(u ? out : channels, width, u ? 1 : stride)
+                                                     : basic_unit(u ? out : channels, out, u ? 1 : stride));
                 if (halting != SACT_NONE && u + 1 < units) units_.back().back().score = score(out, halting, bottleneck);
             }
-            blocks_.push_back({units, 0.99f, units_.back().data()});
+            blocks_.push_back({units, halting, foreign && random.within(0, 1), 0.99f, units_.back().data()});
             channels = out;
         }
         network.n_blocks = int(blocks_.size());
@@ -44,15 +48,16 @@ class Description {
         network.classes = random.within(0, 40);
         network.pool_first = !bottleneck;
         if (network.classes) {
-            network.before_classifier = norm(channels, 0.0f);
+            network.before_classifier = foreign ? layer_norm(channels) : norm(channels, 0.0f);
+            if (foreign) network.pool_first = 1;
             network.classifier = conv(channels, network.classes, 1, 1, 0);
         }
     }
     int units(int block) const { return blocks_[block].n_units; }
     int channels(int block) const {
-        const SactUnit &unit = blocks_[block].units[0];
-        return unit.stages[unit.n_stages - 1].conv.out;
+        return blocks_[block].units[0].channels;
     }
+    int halting_of(int block) const { return blocks_[block].halting; }
 
   private:
     Random &random_;
@@ -68,18 +73,65 @@ class Description {
         for (float &number : numbers_.back()) number = scale * random_.value();
         return numbers_.back().data();
     }
-    SactConv conv(int in, int out, int kernel, int stride, int pad, bool same = false) {
-        const int reads = in * kernel * kernel;
-        return {in, out, kernel, stride, pad, same, draw(out * reads, 1.5f / std::sqrt(float(reads))),
+    static constexpr float kNoCap = std::numeric_limits<float>::infinity();
+    static constexpr SactActivation kNone{SACT_SLOPE, 1.0f, kNoCap};
+    SactConv conv(int in, int out, int kernel, int stride, int pad, bool same = false, int groups = 1) {
+        const int reads = in / groups * kernel * kernel;
+        return {in, out, kernel, stride, pad, same, groups, draw(out * reads, 1.5f / std::sqrt(float(reads))),
                 random_.within(0, 1) ? draw(out, 0.1f) : nullptr};
     }
-    SactPointwise norm(int channels, float slope) { return {draw(channels, 1.0f), draw(channels, 0.1f), slope}; }
+    SactPointwise norm(int channels, float slope) {
+        return {draw(channels, 1.0f), draw(channels, 0.1f), 0.0f, {SACT_SLOPE, slope, kNoCap}};
+    }
+    SactPointwise layer_norm(int channels) { return {draw(channels, 1.0f), draw(channels, 0.1f), 1e-5f, kNone}; }
+    static SactPointwise only(SactActivation activation) { return {nullptr, nullptr, 0.0f, activation}; }
+    SactActivation activation() {
+        const int kind = random_.within(SACT_SLOPE, SACT_GELU);
+        return {kind, kind == SACT_SLOPE ? 0.0f : 0.5f, random_.within(0, 1) ? 6.0f : kNoCap};
+    }
     SactUnit unit(std::vector<SactStage> stages) {
         stages_.push_back(std::move(stages));
-        return {int(stages_.back().size()), SACT_IDENTITY, 0, 1, 0, stages_.back().data(), nullptr, nullptr};
+        const int channels = stages_.back().back().conv.out, count = int(stages_.back().size());
+        return {channels, count, SACT_IDENTITY, 0, 1, 0, stages_.back().data(), nullptr, only(kNone), nullptr};
+    }
+    // What stands between somebody's blocks: a norm, or a chain without a shortcut.
+    void plain_block(int &channels) {
+        units_.emplace_back();
+        if (random_.within(0, 1)) {
+            units_.back().push_back({channels, 0, SACT_NO_SHORTCUT, 0, 1, 0, nullptr, nullptr, layer_norm(channels), nullptr});
+        } else {
+            const int out = random_.within(1, 40), kernel = 2 * random_.within(1, 3) + 1;
+            const bool same = random_.within(0, 1);
+            units_.back().push_back(
+                unit({{only(kNone), conv(channels, channels, kernel, random_.within(1, 2), same ? 0 : kernel / 2, same, channels)},
+                      {random_.within(0, 1) ? layer_norm(channels) : only(activation()), conv(channels, out, 1, 1, 0)}}));
+            units_.back().back().shortcut = SACT_NO_SHORTCUT;
+            units_.back().back().after = random_.within(0, 1) ? layer_norm(out) : only(activation());
+            channels = out;
+        }
+        blocks_.push_back({1, SACT_NONE, 0, 0.0f, units_.back().data()});
+    }
+    // An inverted residual, a bottleneck with groups, or a k x k depthwise convolution in front.
+    SactUnit foreign_unit(int in, int out, int width, int stride) {
+        const int kernel = 2 * random_.within(1, 3) + 1, kind = random_.within(0, 2);
+        const SactActivation inside = activation();
+        SactUnit result{};
+        if (kind == 0) {
+            result = unit({{only(kNone), conv(in, in, kernel, stride, kernel / 2, false, in)},
+                           {layer_norm(in), conv(in, width, 1, 1, 0)},
+                           {only(inside), conv(width, out, 1, 1, 0)}});
+        } else {
+            const int groups = kind == 1 ? 4 * width : random_.within(1, 4), wide = kind == 1 ? groups : groups * width;
+            result = unit({{only(kNone), conv(in, wide, 1, 1, 0)},
+                           {only(inside), conv(wide, wide, kernel, stride, kernel / 2, false, groups)},
+                           {only(inside), conv(wide, out, 1, 1, 0)}});
+        }
+        if (random_.within(0, 1)) result.after = only(activation());
+        result.shortcut = in == out && stride == 1 ? SACT_IDENTITY : SACT_NO_SHORTCUT;
+        return result;
     }
     SactUnit bottleneck_unit(int in, int width, int stride) {
-        const SactPointwise relu{nullptr, nullptr, 0.0f};
+        const SactPointwise relu = only({SACT_SLOPE, 0.0f, kNoCap});
         SactUnit result = unit({{norm(in, 0.0f), conv(in, width, 1, 1, 0)},
                                 {relu, conv(width, width, 3, stride, 1)},
                                 {relu, conv(width, 4 * width, 1, 1, 0)}});
@@ -92,9 +144,9 @@ class Description {
         return result;
     }
     SactUnit basic_unit(int in, int out, int stride) {
-        const SactPointwise before = random_.within(0, 3) ? norm(in, 0.1f) : SactPointwise{nullptr, nullptr, 1.0f};
+        const SactPointwise before = random_.within(0, 3) ? norm(in, 0.1f) : only(kNone);
         SactUnit result = unit({{before, conv(in, out, 3, stride, stride > 1 ? 0 : 1, stride > 1)},
-                                {{nullptr, nullptr, 0.01f}, conv(out, out, 3, 1, 1)}});
+                                {only({SACT_SLOPE, 0.01f, kNoCap}), conv(out, out, 3, 1, 1)}});
         if (in == out) return result;
         result.shortcut = SACT_POOL_PAD;
         result.preactivated = random_.within(0, 1);
@@ -103,10 +155,9 @@ class Description {
         return result;
     }
     const SactScore *score(int channels, int halting, bool bottleneck) {
-        const SactPointwise none{nullptr, nullptr, 1.0f};
         const float slope = bottleneck ? 1.0f : 0.1f;
         const bool local = halting == SACT_POSITIONS;
-        scores_.push_back({local ? norm(channels, slope) : none, norm(channels, slope),
+        scores_.push_back({local ? norm(channels, slope) : only(kNone), norm(channels, slope),
                            local ? draw(9 * channels, 0.3f) : nullptr, draw(channels, 0.5f), random_.value()});
         return &scores_.back();
     }
@@ -126,7 +177,7 @@ struct Result {
 };
 
 static int elements(const Description &of, const Batch &batch, int height, int width) {
-    return of.network.halting == SACT_IMAGES ? batch.count : batch.count * height * width;
+    return of.halting == SACT_IMAGES ? batch.count : batch.count * height * width;
 }
 
 // Calls work(block, height, width) with the size of every block's output.
@@ -154,7 +205,7 @@ static Batch make_batch(Random &random, const Description &of) {
     const int64_t rows[4] = {channels * height * width, height * width, width, 1};
     const int64_t pixels[4] = {channels * height * width, 1, width * channels, channels};
     std::memcpy(batch.strides, random.within(0, 1) ? rows : pixels, sizeof batch.strides);
-    if (of.network.halting == SACT_NONE || random.within(0, 3) == 0) return batch;
+    if (of.halting == SACT_NONE || random.within(0, 3) == 0) return batch;
     const int kind = random.within(0, 4); // all, one unit, one place, the last one, any
     each_block(of, batch, [&](int b, int h, int w) {
         const int length = of.units(b), count = elements(of, batch, h, w);
@@ -182,7 +233,7 @@ static Result run_once(SactModel *model, const Description &of, const Batch &bat
         result.floats.emplace_back(count * of.units(b));
         result.floats.emplace_back(batch.count * h * w * of.channels(b));
         float *features = result.floats.back().data();
-        if (of.network.halting == SACT_NONE)
+        if (of.halting_of(b) == SACT_NONE)
             blocks[b] = {nullptr, nullptr, nullptr, features, nullptr};
         else
             blocks[b] = {result.units.back().data(), result.floats[3 * b].data(), result.floats[3 * b + 1].data(), features,
@@ -209,7 +260,7 @@ int main(int, char **arguments) {
     const int networks = std::atoi(arguments[1]);
     for (int seed = 0; seed < networks; seed++) {
         Random random{std::mt19937(seed)};
-        const Description of(random, seed % 2, seed / 2 % 3);
+        const Description of(random, seed % 2, seed / 2 % 3, seed / 6 % 2);
         SactModel *model = sact_pack(&of.network);
         const Batch batch = make_batch(random, of), other = make_batch(random, of);
         const Result first = run_once(model, of, batch, 1);

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import halting
-from ..block import Block
+from ..block import Block, RunBlock
 from ..cap import Allowance
 from ..folding import fold as fold_description
 from ..halting import HaltingState
@@ -64,6 +64,16 @@ def prepare(model: AdaptiveNetwork, freeze: bool = False, norm_statistics: NormS
     Norms in training mode take their statistics over all positions, hence a block with such runs by the definition;
     with "active" a SACT block is perforated all the same, and they are over the positions that are read.
     """
+    run_block = block_runner(freeze, norm_statistics)
+
+    def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
+        return model.run(images, run_block, keep_distribution)
+
+    return run
+
+
+def block_runner(freeze: bool = False, norm_statistics: NormStatistics = "all") -> RunBlock:
+    """What `prepare` does, block by block, of any network."""
     folded: dict[Block, tuple[Watch | None, list[Chains]]] = {}
 
     def chains_of(block: Block) -> list[Chains]:
@@ -90,10 +100,7 @@ def prepare(model: AdaptiveNetwork, freeze: bool = False, norm_statistics: NormS
             return (block if compiling else partial(run_images, block))(x, keep_distribution, allowance)
         return run_positions(block, chains_of(block), x, keep_distribution, allowance)
 
-    def run(images: Tensor, *, keep_distribution: bool = False) -> tuple[Tensor | list[Tensor], Ponder]:
-        return model.run(images, run_block, keep_distribution)
-
-    return run
+    return run_block
 
 
 def _is_small(block: Block, x: Tensor) -> bool:

@@ -17,7 +17,7 @@ from ..cap import within_cap
 from ..errors import InputError
 from ..flops import UnitFlops
 from ..ponder import BlockPonder, Ponder
-from ..reading import Reading
+from ..reading import Reading, read_layers
 from ..scores import Halting, ImageScore
 from ..units import BaseUnit, Description
 from .adaptive import AdaptiveNetwork, Output
@@ -243,6 +243,23 @@ class AdaptedNetwork(AdaptiveNetwork):
         finally:
             _TURN.reset(token)
         return int(counter.get_total_flops()) - described
+
+    def layers(self) -> list[nn.Module | int]:
+        """The network as a chain of layers, in the order they run; a number stands for the block of that number.
+
+        Layers that change nothing at inference may be among them. Norms that hold their activation are two layers.
+
+        Raises:
+            Undescribable: it is no such chain.
+        """
+        layers: list[nn.Module | int] = []
+        for layer in read_layers(self.network):
+            if isinstance(layer, nn.Identity):
+                continue
+            layers.append(layer.index if isinstance(layer, _Slot) else layer)
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(after := getattr(layer, "act", None), nn.Module):
+                layers.append(after)
+        return layers
 
     def original(self) -> nn.Module:
         """The network as it was, with the weights as they are now, and what was replaced in `network` meanwhile."""

@@ -11,15 +11,14 @@ namespace sact {
 class BlockRun {
   public:
     // `result` is that of all images, of which those from `first` on are run.
-    BlockRun(Session &s, const SactModel &model, size_t block, Grid in, const SactBlockResult &result, int first)
-        : s_(s), model_(model), units_(model.blocks[block]), threshold_(model.thresholds[block]), in_(in),
-          result_(result), first_(first) {}
+    BlockRun(Session &s, const Block &block, Grid in, const SactBlockResult &result, int first)
+        : s_(s), block_(block), units_(block.units), in_(in), result_(result), first_(first) {}
 
     // From state rows [positions of `in`, channels] to the block's output; returns its grid.
-    Grid operator()(const float *x, size_t stride, float **output) {
+    Grid operator()(float *x, size_t stride, float **output) {
         first_unit(x, stride);
         find_results();
-        if (model_.halting == SACT_NONE) {
+        if (block_.halting == SACT_NONE) {
             if (units_.size() > 1) start_sites();
             for (size_t u = 1; u < units_.size(); u++) branch(*units_[u]);
             *output = state_;
@@ -31,35 +30,34 @@ class BlockRun {
             if (u) branch(*units_[u]);
             halt(*units_[u], int(u));
         }
-        const int elements = model_.halting == SACT_IMAGES ? out_.n : out_.positions();
+        const int elements = block_.halting == SACT_IMAGES ? out_.n : out_.positions();
         const float *remainder = s_.remainder.data();
         for (int i = 0; i < elements; i++) {
             if (result_.units) result_.units[i] = s_.units[i];
             if (result_.cost) result_.cost[i] = float(s_.units[i]) + remainder[i];
         }
-        *output = s_.output.data();
+        *output = block_.halted ? state_ : s_.output.data();
         return out_;
     }
 
   private:
     Session &s_;
-    const SactModel &model_;
+    const Block &block_;
     const std::vector<std::unique_ptr<Unit>> &units_;
-    const float threshold_;
     Grid in_, out_;
     SactBlockResult result_;
     const int first_;
     float *state_ = nullptr;
     size_t stride_ = 0, width_ = 0; // floats from row to row of the state, and of a row
 
-    // The first unit: everywhere, perhaps with a stride.
-    void first_unit(const float *x, size_t stride) {
+    // The first unit: everywhere, perhaps with a stride. Without stages its state may take the input's place.
+    void first_unit(float *x, size_t stride) {
         const Unit &unit = *units_[0];
         Grid grid = in_;
         const float *input = x;
         size_t in_stride = stride;
-        const Pointwise &preact = unit.stages[0]->before;
-        const bool wide_first = unit.stages[0]->conv.kernel > 1;
+        const Pointwise none, &preact = unit.stages.empty() ? none : unit.stages[0]->before;
+        const bool wide_first = !unit.stages.empty() && unit.stages[0]->conv.kernel > 1;
         const bool keep_preact =
             !preact.identity() && (wide_first || (unit.preactivated && unit.shortcut != SACT_CONVOLUTION));
         const float *preactivated = x;
@@ -77,13 +75,17 @@ class BlockRun {
         for (const auto &each : units_)
             for (const auto &stage : each->stages) out_.margin = std::max(out_.margin, stage->conv.kernel / 2);
         out_.margin = std::max(out_.margin, 1); // for the scores
-        width_ = padded(unit.channels());
-        stride_ = row_stride(unit.channels());
-        // The state and the input may not share a buffer.
-        Buffer &buffer = s_.state[x == s_.state[0].data()];
-        state_ = buffer.need(size_t(out.positions() + 1) * stride_);
+        width_ = padded(unit.channels);
+        stride_ = row_stride(unit.channels);
+        if (unit.stages.empty() && (x == s_.state[0].data() || x == s_.state[1].data())) {
+            state_ = x;
+        } else { // other states and inputs may not share a buffer
+            Buffer &buffer = s_.state[x == s_.state[0].data()];
+            state_ = buffer.need(size_t(out.positions() + 1) * stride_);
+            if (unit.stages.empty() || unit.shortcut != SACT_NO_SHORTCUT)
+                shortcut(unit, keep_preact ? preactivated : x, keep_preact, in_stride, x);
+        }
         zero_row(state_, out.positions(), stride_);
-        shortcut(unit, keep_preact ? preactivated : x, keep_preact, in_stride, x);
         int which = 0;
         for (size_t i = 0; i < unit.stages.size(); i++) {
             const Stage &stage = *unit.stages[i];
@@ -94,14 +96,14 @@ class BlockRun {
             to.width = conv.result(grid.width);
             Target target;
             if (last)
-                target = {state_, stride_, nullptr, true, 1.0f};
+                target = {state_, stride_, nullptr, unit.shortcut != SACT_NO_SHORTCUT, fused(unit.after)};
             else {
                 const size_t width = row_stride(conv.out);
                 float *rows = s_.rows[which].need(size_t(to.positions() + 1) * width);
-                target = {rows, width, nullptr, false, unit.stages[i + 1]->before.slope};
+                target = {rows, width, nullptr, false, fused(unit.stages[i + 1]->before)};
             }
             Source source{i == 0 ? preactivated : input, in_stride};
-            const Pointwise *before = i == 0 && !keep_preact ? &preact : nullptr;
+            const Pointwise *before = !keep_preact || i ? unfused(unit, int(i)) : nullptr;
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) zero_row(const_cast<float *>(source.base), grid.positions(), in_stride);
             read_all(conv, grid, to, &source, offsets);
@@ -122,11 +124,21 @@ class BlockRun {
             grid = to;
             which ^= 1;
         }
+        if (unit.stages.empty() ? !unit.after.identity() : unit.after.has_norm())
+            pointwise(unit.after, state_, state_, out.positions(), stride_, int(width_));
+    }
+
+    // Layers as they are applied to what a convolution writes; those with a norm are applied to what is read.
+    static Activation fused(const Pointwise &layers) { return layers.has_norm() ? Activation() : layers.activation; }
+    // The layers to apply to what stage i reads.
+    static const Pointwise *unfused(const Unit &unit, int i) {
+        const Pointwise &before = unit.stages[i]->before;
+        return i == 0 || before.has_norm() ? &before : nullptr;
     }
 
     // Let the results begin at the first image of this run.
     void find_results() {
-        const size_t elements = size_t(first_) * (model_.halting == SACT_IMAGES ? 1 : out_.area());
+        const size_t elements = size_t(first_) * (block_.halting == SACT_IMAGES ? 1 : out_.area());
         if (result_.units) result_.units += elements;
         if (result_.cost) result_.cost += elements;
         if (result_.distribution) result_.distribution += elements * units_.size();
@@ -185,12 +197,12 @@ class BlockRun {
         }
         const int step = unit.stride;
         const bool average = unit.shortcut == SACT_POOL_PAD && step > 1;
-        const int in_channels = unit.stages[0]->conv.in;
+        const int in_channels = unit.stages.empty() ? unit.channels : unit.stages[0]->conv.in;
         over_rows(s_, out_.positions(), 64, double(out_.positions()) * stride_ < kSmall, [&](int a, int b) {
             for (int m = a; m < b; m++) {
                 const int n = m / out_.area(), y = m % out_.area() / out_.width * step, x = m % out_.width * step;
                 float *to = state_ + size_t(m) * stride_;
-                if (unit.shortcut == SACT_IDENTITY) {
+                if (unit.shortcut != SACT_POOL_PAD) {
                     const float *from = source + (size_t(n * in_.height + y) * in_.width + x) * stride;
                     std::copy(from, from + width_, to);
                     continue;
@@ -224,7 +236,9 @@ class BlockRun {
         const float *input = state_;
         size_t in_stride = stride_;
         const bool wide_first = unit.stages[0]->conv.kernel > 1;
-        if (wide_first) { // every input is read by several outputs: pre-activate it once
+        // A convolution may read around a position in the state itself, unless it also writes there.
+        const bool from_state = wide_first && before->identity() && stages > 1;
+        if (wide_first && !from_state) { // every input is read by several outputs: pre-activate it once
             const Index &rows = sites.rows(reach);
             float *to = s_.rows[2].need((rows.size() + 1) * stride_);
             over_rows(s_, int(rows.size()), 64, double(rows.size()) * width_ < kSmall, [&](int a, int b) {
@@ -239,19 +253,20 @@ class BlockRun {
             const int in_reach = reach;
             reach -= conv.kernel / 2;
             const Index &rows = sites.rows(reach);
-            Target target{state_, stride_, rows.data(), true};
+            Target target{state_, stride_, rows.data(), true, unit.after.activation};
             if (i + 1 < stages) {
                 const size_t width = row_stride(conv.out);
                 float *to = s_.rows[i % 2].need((rows.size() + 1) * width);
-                target = {to, width, nullptr, false, unit.stages[i + 1]->before.slope};
+                target = {to, width, nullptr, false, fused(unit.stages[i + 1]->before)};
             }
             Source source{input, in_stride};
             int32_t offsets[kMaxTaps];
             if (conv.kernel > 1) {
-                zero_row(const_cast<float *>(input), int(sites.rows(in_reach).size()), in_stride);
+                const bool is_whole = i == 0 && from_state;
+                if (!is_whole) zero_row(const_cast<float *>(input), int(sites.rows(in_reach).size()), in_stride);
                 square_offsets(conv.kernel, conv.kernel / 2, conv.kernel / 2, out_.pitch(), offsets);
                 source.cells = sites.cells(reach).data();
-                source.map = sites.map(in_reach).data();
+                source.map = is_whole ? sites.all().map.data() : sites.map(in_reach).data();
                 source.offsets = offsets;
             } else if (i == 0) {
                 source.rows = rows.data();
@@ -262,7 +277,7 @@ class BlockRun {
                 source.cells = tiles->cells.data();
                 convolve_tiles(s_, conv, source, target, tiles->outputs);
             } else {
-                convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : nullptr);
+                convolve(s_, conv, source, target, int(rows.size()), i == 0 ? before : unfused(unit, i));
             }
             input = target.base;
             in_stride = target.stride;
@@ -271,7 +286,7 @@ class BlockRun {
 
     // Everything is active and nothing has been spent.
     void start() {
-        const int elements = model_.halting == SACT_IMAGES ? out_.n : out_.positions();
+        const int elements = block_.halting == SACT_IMAGES ? out_.n : out_.positions();
         std::fill_n(s_.cumulative.need(elements), elements, 0.0f);
         std::fill_n(s_.remainder.need(elements), elements, 1.0f);
         s_.units.assign(elements, 0);
@@ -326,9 +341,10 @@ class BlockRun {
     void halt(const Unit &unit, int u) {
         const Index &active = s_.sites.active();
         const int area = out_.area(), count = int(active.size());
-        const bool images = model_.halting == SACT_IMAGES;
+        const bool images = block_.halting == SACT_IMAGES;
         const Score *score = unit.score.get();
-        float *output = s_.output.need(size_t(out_.positions() + 1) * stride_); // the next block may put zeros behind it
+        // The next block may put zeros behind the output.
+        float *output = block_.halted ? nullptr : s_.output.need(size_t(out_.positions() + 1) * stride_);
         s_.goes_on.resize(count);
         if (score) {
             means();
@@ -363,6 +379,7 @@ class BlockRun {
                     weight = turn(row, h[m - a], u, score != nullptr, &on);
                     s_.goes_on[m] = on;
                 }
+                if (!output) continue;
                 const float *x = state_ + size_t(row) * stride_;
                 float *to = output + size_t(row) * stride_;
                 if (u == 0)
@@ -418,14 +435,14 @@ class BlockRun {
         *goes_on = false;
         if (scored) {
             cumulative += h;
-            if (cumulative < threshold_) {
+            if (cumulative < block_.threshold) {
                 *goes_on = true;
                 weight = h;
                 remainder -= h;
             }
         }
         if (result_.distribution) {
-            const int each = model_.halting == SACT_IMAGES ? 1 : out_.area();
+            const int each = block_.halting == SACT_IMAGES ? 1 : out_.area();
             const int image = element / each, at = element % each;
             result_.distribution[(size_t(image) * units_.size() + u) * each + at] = weight;
         }

@@ -71,7 +71,7 @@ struct Target {
     size_t stride;
     const int32_t *rows = nullptr; // null: row m
     bool add = false;
-    float slope = 1.0f;
+    Activation activation = {}; // of the result
 };
 
 // Ranges of about equal length.
@@ -115,16 +115,73 @@ inline Cut cut(double row_floats, double weight_floats, int panels, int count, i
     return result;
 }
 
+// Vectors of channels of a depthwise convolution from channel c on: its weights stay in registers from row to row.
+// in: [count * Taps], out: [count].
+template <int Taps, int Vectors>
+void depthwise_rows(const Conv &conv, const float *const *in, float *const *out, int count, int c,
+                    const Activation &activation, bool add) {
+    Vec weights[Taps][Vectors], bias[Vectors];
+    for (int j = 0; j < Vectors; j++) {
+        bias[j] = load(&conv.bias[c + j * kWidth]);
+        for (int t = 0; t < Taps; t++) weights[t][j] = load(conv.weights() + size_t(t) * conv.row + c + j * kWidth);
+    }
+    for (int m = 0; m < count; m++, in += Taps) {
+        Vec sums[Vectors];
+        for (int j = 0; j < Vectors; j++) sums[j] = bias[j];
+#pragma GCC unroll 49
+        for (int t = 0; t < Taps; t++)
+            for (int j = 0; j < Vectors; j++) sums[j] += load(in[t] + c + j * kWidth) * weights[t][j];
+        for (int j = 0; j < Vectors; j++) {
+            float *to = out[m] + c + j * kWidth;
+            if (add) sums[j] += load(to);
+            store(to, activation.none() ? sums[j] : activation(sums[j]));
+        }
+    }
+}
+template <int Taps>
+void depthwise_rows(const Conv &conv, const float *const *in, float *const *out, int count,
+                    const Activation &activation, bool add) {
+    constexpr int kTogether = Taps * 2 + 4 < (kWidth == 16 ? 32 : 16) ? 2 : 1; // vectors whose weights fit registers
+    int c = 0;
+    for (; c + kTogether * kWidth <= conv.row; c += kTogether * kWidth)
+        depthwise_rows<Taps, kTogether>(conv, in, out, count, c, activation, add);
+    if (c < conv.row) depthwise_rows<Taps, 1>(conv, in, out, count, c, activation, add);
+}
+
+constexpr int kPointers = 64 * 9; // to rows that a piece of a depthwise convolution reads: they stay in the first cache
+
+// out = conv(in) at `count` rows, each channel by itself.
+inline void depthwise(Session &s, const Conv &conv, const Source &in, const Target &out, int count) {
+    const int piece = kPointers / conv.taps;
+    over_rows(s, count, piece, s.team.size() == 1 || double(count) * conv.taps * conv.row < kSmall, [&](int a, int b) {
+        const float *rows[kPointers];
+        float *outs[kPointers / 9];
+        const float **row = rows;
+        for (int m = a; m < b; m++) {
+            outs[m - a] = out.base + size_t(out.rows ? out.rows[m] : m) * out.stride;
+            const int32_t *map = in.map + in.cells[m];
+            for (int t = 0; t < conv.taps; t++) *row++ = in.base + size_t(map[in.offsets[t]]) * in.stride;
+        }
+        if (conv.taps == 9)
+            depthwise_rows<9>(conv, rows, outs, b - a, out.activation, out.add);
+        else if (conv.taps == 25)
+            depthwise_rows<25>(conv, rows, outs, b - a, out.activation, out.add);
+        else
+            depthwise_rows<49>(conv, rows, outs, b - a, out.activation, out.add);
+    });
+}
+
 // out = conv(before(in)) at `count` rows. `before` is applied to single-tap sources only.
 inline void convolve(Session &s, const Conv &conv, Source in, const Target &out, int count,
                      const Pointwise *before = nullptr) {
     if (count <= 0) return;
     if (before && before->identity()) before = nullptr;
+    if (conv.depthwise) return depthwise(s, conv, in, out, count);
     const double work = double(count) * conv.taps * conv.depth * padded(conv.out);
     const bool alone = s.team.size() == 1 || work < kSmall;
-    const Cut parts = cut(conv.depth + padded(conv.out), double(conv.taps) * conv.depth * padded(conv.out), conv.panels,
+    const Cut parts = cut(conv.row + padded(conv.out), double(conv.taps) * conv.depth * padded(conv.out), conv.panels,
                           count, alone ? 1 : s.team.size());
-    const int width = row_stride(conv.depth), used = padded(conv.depth);
+    const int width = row_stride(conv.row), used = padded(conv.row);
     const float *all_weights = conv.weights();
     if (before && parts.groups > 1) { // every group would do it again
         float *rows = s.prepared.need(size_t(count) * width);
@@ -151,25 +208,27 @@ inline void convolve(Session &s, const Conv &conv, Source in, const Target &out,
         float *outs[kRows];
         const int first = part(conv.panels, parts.groups, group), last = part(conv.panels, parts.groups, group + 1);
         for (int panel = first; panel < last; panel++) {
+            const int start = conv.start(panel);
             for (int i = 0; i < tiles; i++) {
                 const int m0 = from + part(to - from, tiles, i), m1 = from + part(to - from, tiles, i + 1);
                 const float **row = rows;
                 for (int m = m0; m < m1; m++) {
                     outs[m - m0] = out.base + size_t(out.rows ? out.rows[m] : m) * out.stride + panel * kPanel;
                     if (prepared) {
-                        *row++ = prepared + size_t(m - from) * width;
+                        *row++ = prepared + size_t(m - from) * width + start;
                     } else if (in.map) {
                         const int32_t *map = in.map + in.cells[m];
-                        for (int t = 0; t < conv.taps; t++) *row++ = in.base + size_t(map[in.offsets[t]]) * in.stride;
+                        for (int t = 0; t < conv.taps; t++)
+                            *row++ = in.base + size_t(map[in.offsets[t]]) * in.stride + start;
                     } else if (in.cells) {
                         for (int t = 0; t < conv.taps; t++)
-                            *row++ = in.base + size_t(in.cells[m] + in.offsets[t]) * in.stride;
+                            *row++ = in.base + size_t(in.cells[m] + in.offsets[t]) * in.stride + start;
                     } else {
-                        *row++ = in.row(m);
+                        *row++ = in.row(m) + start;
                     }
                 }
                 const float *weights = all_weights + panel * panel_floats;
-                multiply(Tile{rows, conv.taps, conv.depth, weights, &conv.bias[panel * kPanel], outs, out.add, out.slope,
+                multiply(Tile{rows, conv.taps, conv.depth, weights, &conv.bias[panel * kPanel], outs, out.add, out.activation,
                               reinterpret_cast<const char *>(weights + panel_floats) + i * (panel_bytes / tiles),
                               sizeof(float) * kPanel / tiles},
                          m1 - m0, conv.vectors(panel));

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 
 #ifndef SACT_WIDTH
 #define SACT_WIDTH 4 // floats per vector: 16 (AVX-512), 8 (AVX2), 4 (NEON, portable)
@@ -22,7 +23,6 @@ typedef float VecU __attribute__((vector_size(4 * SACT_WIDTH), aligned(4), may_a
 
 inline Vec load(const float *p) { return *reinterpret_cast<const VecU *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecU *>(p) = v; }
-inline Vec activate(Vec v, float slope) { return v > 0.0f ? v : v * slope; }
 // The sum of a vector's elements, by halves: unions of vectors stay in registers.
 inline float sum(Vec v) {
     typedef float Quarter __attribute__((vector_size(16)));
@@ -60,6 +60,32 @@ inline Vec exponential(Vec x) {
     return result * scale.floats;
 }
 
+// An activation; `kind` is a SactActivationKind.
+struct Activation {
+    int kind = 0;
+    float slope = 1.0f, cap = std::numeric_limits<float>::infinity();
+
+    bool none() const { return kind == 0 && slope == 1.0f && cap == std::numeric_limits<float>::infinity(); }
+    Vec operator()(Vec v) const {
+        if (kind == 0) {
+            v = v > 0.0f ? v : v * slope;
+            return v > cap ? Vec{} + cap : v;
+        }
+        if (kind == 1) return v / (1.0f + exponential(-v));
+        if (kind == 2) {
+            Vec gate = v + 3.0f;
+            gate = gate > 0.0f ? gate : Vec{};
+            return v * (gate > 6.0f ? Vec{} + 6.0f : gate) * (1.0f / 6.0f);
+        }
+        // x Phi(x); the error function to within 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+        const Vec x = (v > 0.0f ? v : -v) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * x);
+        Vec tail = t * 1.061405429f - 1.453152027f;
+        for (float coefficient : {1.421413741f, -0.284496736f, 0.254829592f}) tail = tail * t + coefficient;
+        tail = tail * t * exponential(-x * x) * 0.5f; // Phi(-|v|)
+        return v * (v > 0.0f ? 1.0f - tail : tail);
+    }
+};
+
 struct Tile {
     const float *const *rows; // [mr * taps]: where each tap of each row reads its `depth` inputs
     int taps, depth;
@@ -67,7 +93,7 @@ struct Tile {
     const float *bias;    // [vectors * kWidth]
     float *const *out;    // [mr], at the panel's first channel
     bool add;             // onto what is there
-    float slope;          // of the activation behind; 1: none
+    Activation activation; // of the result
     const char *ahead;    // weights to fetch meanwhile: `ahead_step` bytes for each row of weights used here
     size_t ahead_step;
 };
@@ -102,9 +128,9 @@ template <int MR, int NV> void multiply(const Tile &tile) {
     if (tile.add)
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < NV; j++) acc[i][j] += load(tile.out[i] + j * kWidth);
-    if (tile.slope != 1.0f)
+    if (!tile.activation.none())
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) acc[i][j] = activate(acc[i][j], tile.slope);
+            for (int j = 0; j < NV; j++) acc[i][j] = tile.activation(acc[i][j]);
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NV; j++) store(tile.out[i] + j * kWidth, acc[i][j]);
 }

@@ -6,12 +6,27 @@
 
 #include "convolve.h"
 
+namespace sact {
+
+struct Block {
+    int halting;
+    bool halted; // whether the output is the state at halting
+    float threshold;
+    std::vector<std::unique_ptr<Unit>> units;
+
+    explicit Block(const SactBlock &from) : halting(from.halting), halted(from.halted != 0), threshold(from.threshold) {
+        for (int u = 0; u < from.n_units; u++) units.push_back(std::make_unique<Unit>(from.units[u]));
+    }
+};
+
+} // namespace sact
+
 struct SactModel {
-    int halting, stem_pool, pool_first, classes;
+    int stem_pool, pool_first, classes;
     size_t weight_bytes = 0; // of the blocks
-    std::unique_ptr<sact::Conv> stem;
-    std::vector<std::vector<std::unique_ptr<sact::Unit>>> blocks;
-    std::vector<float> thresholds; // of the blocks
+    std::unique_ptr<sact::Conv> stem; // or null
+    sact::Activation after_stem;
+    std::vector<sact::Block> blocks;
     sact::Pointwise before_classifier;
     std::unique_ptr<sact::Conv> classifier;
 
@@ -19,14 +34,12 @@ struct SactModel {
     std::vector<std::unique_ptr<sact::Session>> idle;
 
     explicit SactModel(const SactNetwork &from)
-        : halting(from.halting), stem_pool(from.stem_pool), pool_first(from.pool_first), classes(from.classes),
-          stem(std::make_unique<sact::Conv>(from.stem, true)) {
+        : stem_pool(from.stem_pool), pool_first(from.pool_first), classes(from.classes),
+          stem(from.stem.out ? std::make_unique<sact::Conv>(from.stem, true) : nullptr),
+          after_stem(sact::as_activation(from.after_stem)) {
         for (int b = 0; b < from.n_blocks; b++) {
-            blocks.emplace_back();
-            thresholds.push_back(from.blocks[b].threshold);
-            for (int u = 0; u < from.blocks[b].n_units; u++)
-                blocks.back().push_back(std::make_unique<sact::Unit>(from.blocks[b].units[u]));
-            for (const auto &unit : blocks.back()) weight_bytes += unit->bytes();
+            blocks.emplace_back(from.blocks[b]);
+            for (const auto &unit : blocks.back().units) weight_bytes += unit->bytes();
         }
         if (classes) {
             before_classifier = sact::Pointwise(from.before_classifier, from.classifier.in);

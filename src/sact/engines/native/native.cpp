@@ -11,13 +11,13 @@
 
 namespace sact {
 
-// 3x3/2 max-pooling with TensorFlow's SAME padding, in rows.
-static Grid max_pool(Session &s, const float *from, float *to, Grid in, size_t stride, int width) {
+// 3x3/2 max-pooling in rows, with TensorFlow's SAME padding or a line on every side.
+static Grid max_pool(Session &s, const float *from, float *to, Grid in, size_t stride, int width, bool is_padded) {
     Grid out = in;
     out.height = (in.height + 1) / 2;
     out.width = (in.width + 1) / 2;
-    const int top = std::max((out.height - 1) * 2 + 3 - in.height, 0) / 2;
-    const int left = std::max((out.width - 1) * 2 + 3 - in.width, 0) / 2;
+    const int top = is_padded ? 1 : std::max((out.height - 1) * 2 + 3 - in.height, 0) / 2;
+    const int left = is_padded ? 1 : std::max((out.width - 1) * 2 + 3 - in.width, 0) / 2;
     over_rows(s, out.positions(), 64, double(out.positions()) * stride * 9 < kSmall, [&](int a, int b) {
         for (int m = a; m < b; m++) {
             const int n = m / out.area(), y = m % out.area() / out.width * 2 - top, x = m % out.width * 2 - left;
@@ -90,19 +90,18 @@ static bool run(const SactModel &model, Session &s, const Call &call, int first,
                 s.cells[m++] = (i * pixels.height + v * stem.stride) * pixels.width + w * stem.stride;
     int32_t offsets[kMaxTaps];
     for (int t = 0; t < stem.kernel; t++) offsets[t] = t * pixels.width;
-    convolve(s, stem, Source{input, size_t(depth), nullptr, s.cells.data(), nullptr, offsets}, {x, stride},
+    convolve(s, stem, Source{input, size_t(depth), nullptr, s.cells.data(), nullptr, offsets}, {x, stride, nullptr, false, model.after_stem},
              grid.positions());
     if (model.stem_pool) {
         float *pooled = s.output.need(size_t(grid.positions() + 1) * stride);
-        grid = max_pool(s, x, pooled, grid, stride, padded(stem.out));
+        grid = max_pool(s, x, pooled, grid, stride, padded(stem.out), model.stem_pool == SACT_POOL_PADDED);
         x = pooled;
     }
     for (size_t b = 0; b < model.blocks.size(); b++) {
-        const auto &units = model.blocks[b];
-        BlockRun block(s, model, b, grid, results[b], first);
+        const Block &block = model.blocks[b];
         // The input must outlive the first unit only; the block's output may then take the input's place.
-        grid = block(x, stride, &x);
-        const int channels = units[0]->channels();
+        grid = BlockRun(s, block, grid, results[b], first)(x, stride, &x);
+        const int channels = block.units[0]->channels;
         stride = row_stride(channels);
         if (results[b].features) {
             float *features = results[b].features + size_t(first) * grid.area() * channels;
@@ -125,8 +124,8 @@ static bool run(const SactModel &model, Session &s, const Call &call, int first,
                 total += line;
             }
             store(to + c, total * share);
-            if (model.pool_first) store(to + c, model.before_classifier(to, c));
         }
+        if (model.pool_first) model.before_classifier.row(to, to, padded(model.classifier->in));
     });
     const size_t wide = padded(model.classes);
     float *scores = s.sums.need(size_t(n) * wide);
@@ -142,12 +141,14 @@ static int together(const SactModel &model, const Call &call) {
     int height = model.stem->result(call.height), width = model.stem->result(call.width);
     size_t most = size_t(height) * width * row_stride(model.stem->out);
     if (model.stem_pool) height = (height + 1) / 2, width = (width + 1) / 2;
-    for (const auto &units : model.blocks) {
-        for (const auto &stage : units[0]->stages) {
-            height = stage->conv.result(height);
-            width = stage->conv.result(width);
-        }
-        most = std::max(most, size_t(height) * width * row_stride(units[0]->channels()));
+    for (const Block &block : model.blocks) {
+        for (const auto &unit : block.units)
+            for (const auto &stage : unit->stages) {
+                height = stage->conv.result(height);
+                width = stage->conv.result(width);
+                most = std::max(most, size_t(height) * width * row_stride(stage->conv.out));
+            }
+        most = std::max(most, size_t(height) * width * row_stride(block.units[0]->channels));
     }
     return std::max(1, std::min(call.n / kShares, int(kL2 / (most * sizeof(float) + 1))));
 }
@@ -168,6 +169,52 @@ static bool run_all(const SactModel &model, Session &s, const Call &call) {
     return finite;
 }
 
+// Copy rows of `channels` floats, with zeros behind them up to `width`.
+static void copy_rows(Session &s, const float *from, size_t from_stride, float *to, size_t to_stride, int count,
+                      int channels, int width) {
+    over_rows(s, count, 64, double(count) * channels < kSmall, [&](int a, int b) {
+        for (int m = a; m < b; m++) {
+            std::copy_n(from + m * from_stride, channels, to + m * to_stride);
+            std::fill(to + m * to_stride + channels, to + m * to_stride + width, 0.0f);
+        }
+    });
+}
+
+// One block, on rows from outside.
+static void run_block(const Block &block, Session &s, const float *x, Grid grid, float *output,
+                      const SactBlockResult &result) {
+    const Unit &first = *block.units[0];
+    const int in = first.stages.empty() ? first.channels : first.stages[0]->conv.in, out = first.channels;
+    s.layouts.start({grid.n, grid.height, grid.width, -1});
+    float *rows = s.state[0].need(size_t(grid.positions() + 1) * row_stride(in));
+    copy_rows(s, x, in, rows, row_stride(in), grid.positions(), in, row_stride(in));
+    grid = BlockRun(s, block, grid, result, 0)(rows, row_stride(in), &rows);
+    copy_rows(s, rows, row_stride(out), output, out, grid.positions(), out, out);
+}
+
+// Call work(session); 1 where memory is short.
+template <class Work> static int in_session(SactModel *model, int threads, const Work &work) {
+    try {
+        std::unique_ptr<Session> session = model->borrow(std::max(1, threads));
+        session->team.wake();
+        int result;
+        try {
+            result = work(*session);
+        } catch (...) {
+            session->team.rest();
+            throw;
+        }
+        session->team.rest();
+        model->give_back(std::move(session));
+        return result;
+    } catch (...) {
+        return 1;
+    }
+}
+
+// Positions and their neighbours are numbered with 31 bits.
+static bool fits(int64_t n, int64_t height, int64_t width) { return n * (height + 16) * (width + 16) < int64_t(1) << 31; }
+
 } // namespace sact
 
 SactModel *sact_pack(const SactNetwork *network) {
@@ -182,25 +229,19 @@ void sact_free(SactModel *model) { delete model; }
 
 int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
              int32_t width, int32_t threads, float *logits, SactBlockResult *blocks) {
-    // Positions and their neighbours are numbered with 31 bits.
-    const int64_t pixels = int64_t(n) * (int64_t(height) + 16) * (int64_t(width) + 16);
-    if (pixels >= int64_t(1) << 31) return 3;
-    try {
-        std::unique_ptr<sact::Session> session = model->borrow(std::max(1, threads));
-        session->team.wake();
-        bool finite;
-        try {
-            finite = sact::run_all(*model, *session, {images, strides, n, height, width, logits, blocks});
-        } catch (...) {
-            session->team.rest();
-            throw;
-        }
-        session->team.rest();
-        model->give_back(std::move(session));
-        return finite ? 0 : 2;
-    } catch (...) {
-        return 1; // memory is short
-    }
+    if (!sact::fits(n, height, width)) return 3;
+    return sact::in_session(model, threads, [&](sact::Session &session) {
+        return sact::run_all(*model, session, {images, strides, n, height, width, logits, blocks}) ? 0 : 2;
+    });
+}
+
+int sact_run_block(SactModel *model, int32_t block, const float *x, int32_t n, int32_t height, int32_t width,
+                   int32_t threads, float *output, SactBlockResult *result) {
+    if (!sact::fits(n, height, width)) return 3;
+    return sact::in_session(model, threads, [&](sact::Session &session) {
+        sact::run_block(model->blocks[block], session, x, {n, height, width, 0}, output, *result);
+        return 0;
+    });
 }
 
 int64_t sact_workspace_bytes(SactModel *model) {

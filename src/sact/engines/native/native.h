@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define SACT_ABI 3
+#define SACT_ABI 4
 
 #if defined(__GNUC__)
 #define SACT_API extern "C" __attribute__((visibility("default")))
@@ -11,20 +11,31 @@
 #define SACT_API extern "C"
 #endif
 
-// A convolution: weight [out, in, kernel, kernel], bias [out] or null. `pad` zeros on every side, or with same != 0
-// TensorFlow's SAME padding, whose odd zero goes behind.
+// A convolution: weight [out, in / groups, kernel, kernel], bias [out] or null. `pad` zeros on every side, or with
+// same != 0 TensorFlow's SAME padding, whose odd zero goes behind.
 struct SactConv {
-    int32_t in, out, kernel, stride, pad, same;
+    int32_t in, out, kernel, stride, pad, same, groups;
     const float *weight, *bias;
 };
 
-// Position-wise layers: x * scale + shift (both [channels], or null), then x > 0 ? x : slope * x (1: none).
-struct SactPointwise {
-    const float *scale, *shift;
-    float slope;
+enum SactActivationKind { SACT_SLOPE = 0, SACT_SILU = 1, SACT_HARD_SWISH = 2, SACT_GELU = 3 };
+
+// SACT_SLOPE: min(x > 0 ? x : slope * x, cap); slope 1 and an infinite cap: nothing. The others have no parameters.
+struct SactActivation {
+    int32_t kind;
+    float slope, cap;
 };
 
-// One convolution of a branch with the position-wise layers before it.
+// Position-wise layers: a norm, then an activation. The norm is x * scale + shift (both [channels], or null); of x less
+// its mean over the channels and divided by its deviation where eps > 0 (layer norm).
+struct SactPointwise {
+    const float *scale, *shift;
+    float eps;
+    SactActivation activation;
+};
+
+// One convolution of a branch with the position-wise layers before it. A norm that is not the first stage's stands
+// before a 1x1 convolution.
 struct SactStage {
     SactPointwise before;
     SactConv conv;
@@ -38,29 +49,38 @@ struct SactScore {
     float bias;
 };
 
-enum SactShortcut { SACT_IDENTITY = 0, SACT_CONVOLUTION = 1, SACT_POOL_PAD = 2 };
+enum SactShortcut { SACT_IDENTITY = 0, SACT_CONVOLUTION = 1, SACT_POOL_PAD = 2, SACT_NO_SHORTCUT = 3 };
 
 // A residual unit. The shortcut reads the state, or the first stage's pre-activated one; SACT_POOL_PAD averages over
 // stride x stride positions (those inside the picture) and puts the channels at `before`, with zeros around them.
+// `after` stands behind the sum; with a norm only in a block's first unit. No stages: the state is after(x).
 struct SactUnit {
-    int32_t n_stages, shortcut, preactivated, stride, before;
+    int32_t channels, n_stages, shortcut, preactivated, stride, before;
     const SactStage *stages;
     const SactConv *projection;
-    const SactScore *score; // null behind the last unit, and in plain networks
-};
-
-struct SactBlock {
-    int32_t n_units;
-    float threshold; // an element halts once its cumulative score reaches this, 1 - eps
-    const SactUnit *units;
+    SactPointwise after;
+    const SactScore *score; // null behind the last unit, and in plain blocks
 };
 
 enum SactHalting { SACT_NONE = 0, SACT_IMAGES = 1, SACT_POSITIONS = 2 };
 
+// Units that follow each other; what stands between somebody's blocks is a block without halting. The output is the
+// weighted mean of the states, or with halted != 0 the state at halting.
+struct SactBlock {
+    int32_t n_units, halting, halted;
+    float threshold; // an element halts once its cumulative score reaches this, 1 - eps
+    const SactUnit *units;
+};
+
+enum SactPool { SACT_NO_POOL = 0, SACT_POOL_SAME = 1, SACT_POOL_PADDED = 2 };
+
+// stem_pool: 3x3/2 max-pooling behind the stem, with TensorFlow's SAME padding or one line on every side.
 // The classifier reads the mean of before(x) (pool_first == 0) or before(mean of x); classes == 0: features only.
+// stem.out == 0: there is no stem, and blocks are run one by one.
 struct SactNetwork {
-    int32_t halting, n_blocks, stem_pool, pool_first, classes;
+    int32_t n_blocks, stem_pool, pool_first, classes;
     SactConv stem;
+    SactActivation after_stem;
     const SactBlock *blocks;
     SactPointwise before_classifier;
     SactConv classifier;
@@ -87,6 +107,10 @@ SACT_API void sact_free(SactModel *model);
 // large for 32-bit numbers of positions.
 SACT_API int sact_run(SactModel *model, const float *images, const int64_t strides[4], int32_t n, int32_t height,
                       int32_t width, int32_t threads, float *logits, SactBlockResult *blocks);
+// Run one block on its input x [n, height, width, channels], where its first unit keeps the size; output likewise.
+// Returns what sact_run returns, but that nobody looks for NaN.
+SACT_API int sact_run_block(SactModel *model, int32_t block, const float *x, int32_t n, int32_t height, int32_t width,
+                            int32_t threads, float *output, SactBlockResult *result);
 // Bytes of working memory that the model keeps for its next runs.
 SACT_API int64_t sact_workspace_bytes(SactModel *model);
 SACT_API int32_t sact_abi();

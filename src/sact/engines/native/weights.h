@@ -1,6 +1,7 @@
 // A network's weights in the layout in which the kernel reads them.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -22,51 +23,85 @@ inline std::vector<float> copy(const float *values, int count) {
     return result;
 }
 
+inline Activation as_activation(const SactActivation &from) { return {from.kind, from.slope, from.cap}; }
+
 struct Pointwise {
     std::vector<float> scale, shift; // padded with zeros, so that padding channels stay zero
-    float slope = 1.0f;
+    float eps = 0.0f;                // of a layer norm
+    int channels = 0;
+    Activation activation;
 
     Pointwise() = default;
-    Pointwise(const SactPointwise &from, int channels) : slope(from.slope) {
+    Pointwise(const SactPointwise &from, int channels)
+        : eps(from.eps), channels(channels), activation(as_activation(from.activation)) {
         if (from.scale) {
             scale = copy(from.scale, channels);
             shift = copy(from.shift, channels);
         }
     }
-    bool identity() const { return scale.empty() && slope == 1.0f; }
+    bool has_norm() const { return !scale.empty(); }
+    bool identity() const { return scale.empty() && activation.none(); }
+    // `to` may be `from`; `count` is the channels in whole vectors.
     void row(const float *from, float *to, int count) const {
-        if (!scale.empty() && slope == 0.0f) {
+        if (eps > 0.0f) {
+            normalise(from, to, count);
+            from = to;
+        }
+        if (!scale.empty() && activation.kind == 0 && activation.slope == 0.0f) {
             for (int c = 0; c < count; c += kWidth) {
-                const Vec v = load(from + c) * load(&scale[c]) + load(&shift[c]);
-                store(to + c, v > 0.0f ? v : Vec{});
+                Vec v = load(from + c) * load(&scale[c]) + load(&shift[c]);
+                v = v > 0.0f ? v : Vec{};
+                store(to + c, v > activation.cap ? Vec{} + activation.cap : v);
             }
             return;
         }
         for (int c = 0; c < count; c += kWidth) store(to + c, (*this)(from, c));
     }
+    // Of one vector; not for layer norms.
     Vec operator()(const float *row, int c) const {
         Vec v = load(row + c);
         if (!scale.empty()) v = v * load(&scale[c]) + load(&shift[c]);
-        return slope == 1.0f ? v : activate(v, slope);
+        return activation.none() ? v : activation(v);
+    }
+
+  private:
+    void normalise(const float *from, float *to, int count) const {
+        Vec total = {}, square = {};
+        for (int c = 0; c < count; c += kWidth) total += load(from + c);
+        const float mean = sum(total) / float(channels);
+        for (int c = 0; c < count; c += kWidth) {
+            const Vec centred = load(from + c) - mean;
+            store(to + c, centred);
+            square += centred * centred;
+        }
+        // Channels that only fill a vector were zero, and became -mean.
+        const float excess = float(count - channels) * mean * mean;
+        const float share = 1.0f / std::sqrt((sum(square) - excess) / float(channels) + eps);
+        for (int c = 0; c < count; c += kWidth) store(to + c, load(to + c) * share);
     }
 };
 
 struct Conv {
-    int in, out, kernel, stride, pad;
-    bool same;
-    int taps, depth; // rows that an output reads, and numbers it reads of each
+    int in, out, kernel, stride, pad, groups;
+    bool same, depthwise;
+    int taps, depth, row; // rows that an output reads, numbers it reads of each, and numbers in one
     int panels, last_vectors;
     int side = 0, products = 0; // of a tile of 2x2 outputs: inputs across, and products; 0 where tiles cannot be used
     std::vector<float> bias;
 
     // `joined`: a tap is a whole kernel row of neighbouring positions, whose channels lie one behind the other.
     Conv(const SactConv &from, bool joined = false)
-        : in(from.in), out(from.out), kernel(from.kernel), stride(from.stride), pad(from.pad), same(from.same != 0),
+        : in(from.in), out(from.out), kernel(from.kernel), stride(from.stride), pad(from.pad), groups(from.groups),
+          same(from.same != 0), depthwise(groups > 1 && groups == in && groups == out && has_depthwise(from.kernel)),
           taps(joined ? from.kernel : from.kernel * from.kernel), depth(joined ? from.kernel * from.in : from.in),
-          bias(copy(from.bias, from.out)) {
+          row(depth), bias(copy(from.bias, from.out)) {
         const int width = padded(out);
         panels = (width + kPanel - 1) / kPanel;
         last_vectors = (width - (panels - 1) * kPanel) / kWidth;
+        if (groups > 1) {
+            depthwise ? pack_depthwise(from) : pack_groups(from);
+            return;
+        }
         if (kernel == 3 && stride <= 2 && (same || pad == 1) && !joined) {
             pack_tiles(from);
             return;
@@ -85,7 +120,9 @@ struct Conv {
     // Of the weights as they were packed.
     size_t bytes() const { return products ? tile_weights_.bytes() : weights_.bytes(); }
     int vectors(int panel) const { return panel + 1 < panels ? 2 : last_vectors; }
-    // [panels, taps, depth, columns]; made of the tiles' weights when they are first wanted, since few runs want both.
+    // The first channel that a panel of outputs reads.
+    int start(int panel) const { return starts_.empty() ? 0 : starts_[panel]; }
+    // [panels, taps, depth, columns], depthwise [taps, row]; made of the tiles' weights when they are first wanted, since few runs want both.
     // With stride 1 the middle taps are then differences of rounded sums: right to rounding of the largest tap.
     const float *weights() const {
         if (!products) return weights_.data();
@@ -106,7 +143,34 @@ struct Conv {
     mutable std::mutex mutex_;
     mutable Buffer weights_;
     Buffer tile_weights_;
+    std::vector<int> starts_; // by panel, with groups
 
+    static bool has_depthwise(int kernel) { return kernel == 3 || kernel == 5 || kernel == 7; }
+    void pack_depthwise(const SactConv &from) {
+        row = padded(out);
+        float *to = weights_.need(size_t(taps) * row);
+        for (int t = 0; t < taps; t++)
+            for (int c = 0; c < row; c++) *to++ = c < out ? from.weight[size_t(c) * taps + t] : 0.0f;
+    }
+    // Groups are narrow: a panel of outputs reads the channels of all its groups, with zeros for those of the others.
+    void pack_groups(const SactConv &from) {
+        const int each_in = in / groups, each_out = out / groups;
+        depth = 0;
+        for (int panel = 0; panel < panels; panel++) {
+            const int last = std::min((panel + 1) * kPanel, out) - 1, start = panel * kPanel / each_out * each_in;
+            starts_.push_back(start);
+            depth = std::max(depth, (last / each_out + 1) * each_in - start);
+        }
+        for (int &start : starts_) start = std::min(start, in - depth);
+        float *to = weights_.need(size_t(taps) * depth * padded(out));
+        for (int panel = 0; panel < panels; panel++)
+            for (int t = 0; t < taps; t++)
+                for (int k = 0; k < depth; k++)
+                    for (int j = 0; j < vectors(panel) * kWidth; j++, to++) {
+                        const int o = panel * kPanel + j, c = starts_[panel] + k - o / each_out * each_in;
+                        *to = o < out && c >= 0 && c < each_in ? from.weight[(size_t(o) * each_in + c) * taps + t] : 0.0f;
+                    }
+    }
     // The factors G g G^T of every kernel g: per panel those of the first product, of the second ...
     void pack_tiles(const SactConv &from) {
         side = stride + 3;
@@ -181,7 +245,7 @@ struct Score {
         local_weight.assign(9 * width, 0.0f);
         for (int t = 0; t < 9; t++)
             for (int c = 0; c < channels; c++) local_weight[t * width + c] = from.local_weight[c * 9 + t];
-        if (local_before.slope != 1.0f || local_before.scale.empty()) return;
+        if (!local_before.activation.none() || local_before.scale.empty()) return;
         // A norm alone goes into the weights; its shift counts for taps inside the picture only.
         for (int t = 0; t < 9; t++)
             for (int c = 0; c < channels; c++) {
@@ -194,18 +258,19 @@ struct Score {
 
 struct Unit {
     std::vector<std::unique_ptr<Stage>> stages;
-    int shortcut, stride, before;
+    int channels, shortcut, stride, before;
     bool preactivated;
     std::unique_ptr<Conv> projection;
+    Pointwise after;
     std::unique_ptr<Score> score;
 
     explicit Unit(const SactUnit &from)
-        : shortcut(from.shortcut), stride(from.stride), before(from.before), preactivated(from.preactivated != 0) {
+        : channels(from.channels), shortcut(from.shortcut), stride(from.stride), before(from.before),
+          preactivated(from.preactivated != 0), after(from.after, from.channels) {
         for (int i = 0; i < from.n_stages; i++) stages.push_back(std::make_unique<Stage>(from.stages[i]));
         if (shortcut == SACT_CONVOLUTION) projection = std::make_unique<Conv>(*from.projection);
-        if (from.score) score = std::make_unique<Score>(*from.score, channels());
+        if (from.score) score = std::make_unique<Score>(*from.score, channels);
     }
-    int channels() const { return stages.back()->conv.out; }
     size_t bytes() const {
         size_t total = projection ? projection->bytes() : 0;
         for (const auto &stage : stages) total += stage->conv.bytes();

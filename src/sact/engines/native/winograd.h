@@ -129,7 +129,7 @@ void convolve_tiles(Session &s, const Conv &conv, const Source &in, const Target
                         float *at = out.base + size_t(out.rows ? out.rows[place] : place) * out.stride + channel;
                         Vec value = result[corner] + bias;
                         if (out.add) value += load(at);
-                        store(at, out.slope == 1.0f ? value : activate(value, out.slope));
+                        store(at, out.activation.none() ? value : out.activation(value));
                     }
                 }
         }
