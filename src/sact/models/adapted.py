@@ -158,6 +158,7 @@ class AdaptedNetwork(AdaptiveNetwork):
 
     config: AdaptedConfig
     base: Base | None = None
+    min_size = 1  # it says itself what is too small for it
 
     def __init__(self, original: nn.Module, blocks: Sequence[Block], config: AdaptedConfig) -> None:
         super().__init__()
