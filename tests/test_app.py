@@ -123,6 +123,20 @@ def test_the_usual_share(network: sact.Network) -> None:
     assert networks.usual_share(network) is None
 
 
+def test_packaged_networks_whose_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> sact.Network:
+        if name == "needy":
+            raise sact.MissingExtraError("it needs an extra")
+        return sact.from_pretrained(name)
+
+    monkeypatch.setattr(networks, "from_pretrained", load)
+    monkeypatch.setattr(networks, "list_pretrained", lambda: ["needy", "scenes"])
+    with pytest.warns(UserWarning, match="needy is left out: it needs an extra"):
+        assert [one.name for one in networks.load([])] == ["scenes"]
+    with pytest.raises(sact.MissingExtraError):
+        networks.load(["needy", "scenes"])
+
+
 def test_a_budget_is_put_back(served: Served, photo: Path) -> None:
     network, (low, high) = served.network, served.reach
     picture = networks.read_picture(photo)
@@ -159,6 +173,7 @@ class Unit(nn.Module):
         return torch.relu(x + self.conv(x))
 
 
+@pytest.mark.filterwarnings("ignore:the CPU engine lacks")
 def test_the_dense_network_is_the_same_one_without_halting(network: sact.Network) -> None:
     images = torch.randn(1, 3, 32, 32)
     body = [nn.Conv2d(3, 8, 3, 2, 1), *(Unit() for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -193,6 +208,7 @@ def test_times(served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(times, "SECONDS", 60.0)
     taken = times.compare_times(served, picture, served.reach[0])
     assert (taken.ours, taken.dense, taken.rounds) == (0.25, 0.5, times.MOST_ROUNDS)
+    assert taken.quartiles == (2, 2)
     assert all({*calls[at : at + 2]} == {"ours", "dense"} for at in range(0, len(calls), 2))
     assert calls[0] != calls[2]
     assert taken.engine == served.compiled.engine
@@ -355,6 +371,7 @@ def set_slider(page, name: str, value: float) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome here")
 def test_clicking_through_it(
     network: sact.Network, photo: Path, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -399,14 +416,15 @@ def test_clicking_through_it(
         expect(page.locator("#numbers .classes th").first).to_have_text(usual.name)
         expect(page.locator("#numbers .tile.flops b")).to_have_text(f"{usual.share:.1%}")
 
-        # The overlay follows the slider in the browser, without asking the server.
+        # The overlay follows the slider in the browser, without asking the server for anything.
+        expect(page.locator("#numbers .tile.time b")).to_contain_text("ms")
         overlay, questions = page.locator("#view .ponder"), len(asked)
         assert overlay.evaluate("image => getComputedStyle(image).opacity") == "0.5"
         before = overlay.screenshot()
         set_slider(page, "opacity", 90)
         page.wait_for_function("getComputedStyle(document.querySelector('#view .ponder')).opacity == '0.9'")
         assert overlay.screenshot() != before
-        assert asked[questions:] == []
+        assert [url for url in asked[questions:] if "/queue/join" in url] == []
 
         # The budget.
         expected = {budget: networks.classify(served, picture, budget).share for budget in (low, high)}
@@ -421,7 +439,7 @@ def test_clicking_through_it(
         page.get_by_role("tab", name="Compare").click()
         expect(page.locator("#numbers-right .tile.time b")).to_contain_text("ms")
         assert share(page, "numbers-left") == pytest.approx(usual.share, abs=6e-4)
-        assert share(page, "numbers-right") == pytest.approx(expected[low], abs=6e-4)
+        assert share(page, "numbers-right") < usual.share  # it begins at a smaller budget
         set_slider(page, "budget-left", high)
         expect(page.locator("#numbers-left .tile.flops b")).to_have_text(f"{expected[high]:.1%}")
         page.locator("#examples button").first.click()

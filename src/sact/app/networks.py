@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoints import from_pretrained, list_pretrained
 from ..compiled import CompiledNetwork, compile
-from ..errors import InputError, SactError
+from ..errors import InputError, MissingExtraError, SactError
 from ..models import AdaptiveNetwork
 from ..predict import Prediction, predict
 from ..preprocessing import open_image
@@ -81,16 +82,22 @@ class Served:
 def load(names: Sequence[str]) -> list[Served]:
     """Load networks: folders, hub ids, or packaged names; all packaged ones where none is named.
 
+    Packaged ones that were not asked for are left out, with a warning, where an extra that they need is not installed.
+
     Raises:
         InputError: no network, or one that cannot classify a photograph.
         CheckpointError: one cannot be loaded.
+        MissingExtraError: one needs an extra that is not installed.
     """
-    names = list(names) or list_pretrained()
-    if not names:
-        raise InputError("no network ships with this installation; name one with --model")
     served: list[Served] = []
-    for name in dict.fromkeys(names):
-        network = from_pretrained(name)
+    for name in dict.fromkeys(names or list_pretrained()):
+        try:
+            network = from_pretrained(name)
+        except MissingExtraError as error:
+            if names:
+                raise
+            warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+            continue
         try:
             network.check_classifies()
             if network.preprocessing is None:
@@ -100,6 +107,8 @@ def load(names: Sequence[str]) -> list[Served]:
         short = Path(name).name
         taken = {one.name for one in served}
         served.append(make_served(str(name) if short in taken else short, network))
+    if not served:
+        raise InputError("there is no packaged network to serve; name one with --model")
     return served
 
 

@@ -144,8 +144,10 @@ def _one(page: gr.Blocks, photo: gr.Image, by_name: dict[str, Served]) -> None:
 def _compare(tab: gr.Tab, open_tab: gr.State, photo: gr.Image, by_name: dict[str, Served]) -> None:
     names = list(by_name)
     first, second = by_name[names[0]], by_name[names[min(1, len(names) - 1)]]
-    # The same network twice would show nothing: the right one begins at its least budget.
-    start = second.reach[0] if first is second and second.reach else None
+    # The same network twice would show nothing: the right one begins halfway down to its least budget.
+    start = None
+    if first is second and second.reach is not None and second.usual is not None:
+        start = round(max(second.reach[0], (second.reach[0] + second.usual) / 2), 3)
     settings, outputs = [], []
     with gr.Row(equal_height=False):
         for side, one, budget in (("left", first, None), ("right", second, start)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from PIL import Image
@@ -26,6 +26,7 @@ class Times:
     Attributes:
         ours: seconds of the network.
         dense: seconds of the same network with halting off.
+        quartiles: the first and the third of dense / ours within a round.
         rounds: runs of each.
         engine: in which the network ran.
         dense_way: how the dense network ran: the fastest way here.
@@ -34,6 +35,7 @@ class Times:
 
     ours: float
     dense: float
+    quartiles: tuple[float, float]
     rounds: int
     engine: str
     dense_way: str
@@ -45,8 +47,8 @@ def compare_times(served: Served, picture: Image.Image, budget: float | None = N
     """Time the network at a budget against itself with halting off, on one image, in turns, alone."""
     images = as_batch(served, picture)
     with at_budget(served.network, budget):
-        dense_way, dense = served.dense(images)
-        runs: list[Run] = [served.compiled, dense]
+        dense_way, dense_run = served.dense(images)
+        runs: list[Run] = [served.compiled, dense_run]
         for run in runs:
             run(images)
         taken: list[list[float]] = [[], []]
@@ -56,7 +58,16 @@ def compare_times(served: Served, picture: Image.Image, budget: float | None = N
             for which in (0, 1) if rounds % 2 else (1, 0):
                 taken[which].append(clock(runs[which], images))
             rounds += 1
-    return Times(median(taken[0]), median(taken[1]), rounds, served.compiled.engine, dense_way, torch.get_num_threads())
+    lower, _, upper = quantiles((dense / ours for ours, dense in zip(*taken, strict=True)), n=4, method="inclusive")
+    return Times(
+        ours=median(taken[0]),
+        dense=median(taken[1]),
+        quartiles=(lower, upper),
+        rounds=rounds,
+        engine=served.compiled.engine,
+        dense_way=dense_way,
+        threads=torch.get_num_threads(),
+    )
 
 
 @torch.inference_mode()
