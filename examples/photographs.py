@@ -57,8 +57,12 @@ def write_split(split: str, stamps: Path, folder: Path, per_stamp: int) -> int:
         picture.save(folder / f"photo-{photograph.name.replace('/', '-')}.jpg", quality=92)
     for path in things:
         for number in range(per_stamp):
-            background = photographs[generator.integers(len(photographs))]
-            scene = paste(Image.open(path).convert("RGBA"), Image.fromarray(background.pixels), generator)
+            background = Image.fromarray(photographs[generator.integers(len(photographs))].pixels)
+            if number % 2:  # as in a catalogue
+                background = Image.new(
+                    "RGB", (SIDE, SIDE), tuple(int(value) for value in generator.integers(170, 256, 3))
+                )
+            scene = paste(Image.open(path).convert("RGBA"), background, generator)
             scene.save(folder / f"{path.stem}-{number}.jpg", quality=92)
     return len(photographs) + len(things) * per_stamp
 
@@ -87,13 +91,13 @@ def is_photograph(path: Path) -> bool:
 
 
 def paste(stamp: Image.Image, background: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """A square crop of the background with the stamp at a random size (30 to 85 % of the side) and place."""
+    """A square crop of the background with the stamp at a random size (50 to 95 % of the side) and place."""
     side = min(background.size)
     left, top = (int(generator.integers(0, full - side + 1)) for full in background.size)
     scene = background.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     if generator.random() < 0.5:
         stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    scale = generator.uniform(0.3, 0.85) * SIDE / max(stamp.size)
+    scale = generator.uniform(0.5, 0.95) * SIDE / max(stamp.size)
     size = (max(8, round(stamp.width * scale)), max(8, round(stamp.height * scale)))
     stamp = stamp.resize(size, Image.Resampling.LANCZOS)
     at = (int(generator.integers(0, SIDE - size[0] + 1)), int(generator.integers(0, SIDE - size[1] + 1)))

@@ -141,7 +141,7 @@ def judge(model: AdaptedNetwork, photos: Sequence[Photo]) -> dict[str, Any]:
     return {
         "images": len(same),
         "agreement": statistics.fmean(same),
-        "kl": statistics.fmean(close),
+        "kl": max(statistics.fmean(close), 0.0),
         "share": statistics.fmean(shares),
         "share_std": statistics.pstdev(shares),
     }

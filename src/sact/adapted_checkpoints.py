@@ -70,12 +70,14 @@ def describe_adapted(model: AdaptedNetwork) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not known who builds it.
     """
-    architecture, options = model.config.architecture, model.config.options
-    if architecture is None or dict(options).get("num_classes", model.config.num_classes) != model.config.num_classes:
-        architecture, options = find_architecture(model.original())
+    original = model.original()
+    try:  # its classifier may have been replaced meanwhile
+        architecture, options = find_architecture(original, model.config.architecture)
+    except InputError:
+        architecture, options = None, ()
     if architecture is None:
         raise CheckpointError(
-            f"it is not known who builds {type(model.original()).__name__}, so it could not be loaded again; name it, "
+            f"it is not known who builds {type(original).__name__}, so it could not be loaded again; name it, "
             'for instance sact.adapt(model, architecture="timm/resnet50"), or save model.state_dict() yourself'
         )
     config = replace(model.config, architecture=architecture, options=options)

@@ -44,7 +44,7 @@ class Lesson:
         learn: what changes: the score heads, also the affine parameters of norms, or everything.
         views: images to learn from, in all.
         batch_size: of a step.
-        lr: the largest learning rate (AdamW, one cycle) of the heads; the network's own parameters have a hundredth.
+        lr: the largest learning rate (AdamW, one cycle) of the heads; norms a tenth, all else a hundredth.
         features: weight of the agreement of the blocks' outputs.
         seed: of the heads' order of views.
     """
@@ -214,7 +214,7 @@ def _parameters(model: AdaptedNetwork, lesson: Lesson) -> list[dict[str, Any]]:
         norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm))]
         own = (parameter for norm in norms for parameter in norm.parameters(recurse=False))
     rest = list({id(parameter): parameter for parameter in own if id(parameter) not in known}.values())
-    return [*groups, {"params": rest, "lr": lesson.lr / 100}]
+    return [*groups, {"params": rest, "lr": lesson.lr / (10 if lesson.learn == "norms" else 100)}]
 
 
 @contextmanager
