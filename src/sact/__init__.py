@@ -10,6 +10,7 @@ from .calibration import calibrate
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
 from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
+from .exporting import export
 from .models import AdaptedNetwork, AdaptiveNetwork, Network, create_model, list_models
 from .ponder import BlockPonder, Ponder
 from .predict import Prediction, predict
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "compile",
     "create_model",
+    "export",
     "from_pretrained",
     "import_tf_checkpoint",
     "list_models",

@@ -102,7 +102,7 @@ class Block(nn.Module):
                 last = x if self.halting == "sact" else torch.where(state.active[:, None, None, None], x, last)
             score = None if head is None else self.decide(head(x, self.score_shift), index)
             state, weight = halting.step(state, score, self.eps, self.limit(allowance, index, x))
-            output = output + weight.reshape(len(x), 1, *(weight.shape[1:] or (1, 1))) * x
+            output = output + weight.reshape(x.shape[0], 1, *(weight.shape[1:] or (1, 1))) * x
             if keep_distribution:
                 weights.append(weight)
         distribution = torch.stack(weights, 1) if keep_distribution else None

@@ -91,6 +91,7 @@ def make_parser() -> Parser:
     _add_bench(verbs)
     _add_adapt(verbs)
     _add_import_tf(verbs)
+    _add_export(verbs)
     _add_serve(verbs)
     return parser
 
@@ -228,6 +229,21 @@ def _add_adapt(verbs: Any) -> None:
     adapt.set_defaults(run=run_adapt)
 
 
+def _add_export(verbs: Any) -> None:
+    from .exporting.command import add_options
+
+    leave = verbs.add_parser(
+        "export",
+        help="a file for other runtimes: ONNX, torch.export",
+        description="Write a network as a file that runs without this library, compared with the definition first: an "
+        "ONNX graph that computes at active positions only, or a program for torch.export.load. Without --size the "
+        "images' size is free.",
+    )
+    _add_network(leave)
+    add_options(leave)
+    leave.set_defaults(run=run_export)
+
+
 def _add_import_tf(verbs: Any) -> None:
     import_tf = verbs.add_parser(
         "import-tf",
@@ -359,6 +375,13 @@ def run_predict(options: argparse.Namespace) -> None:
             write_sheet(predictions, out / "contact_sheet.png")
             write_json(out / "predictions.json", {"model": options.model, "predictions": records})
     print(f"pictures and predictions.json are in {out}")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """`sact export`."""
+    from .exporting.command import run
+
+    run(options, lambda options: _named_or_saved(options, device="cpu"))
 
 
 def run_flops(options: argparse.Namespace) -> None:

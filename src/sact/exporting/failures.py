@@ -1,0 +1,117 @@
+"""What could not be exported, named with its module."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..errors import InputError, SactError
+from ..models.adapted import AdaptedNetwork, AdaptedUnit
+from ..models.adaptive import AdaptiveNetwork
+
+_OPERATOR = re.compile(r"\b((?:aten|prims|torchvision|[a-z_]\w*)(?:\.|::)\w+)\.(?:default|[A-Z]\w+)\b")
+_REMEDY = "replace that module by one of ordinary layers, or leave its unit out of the blocks"
+
+
+@contextlib.contextmanager
+def naming(form: nn.Module, network: AdaptiveNetwork, what: str) -> Iterator[None]:
+    """Turn what an exporter raises meanwhile into an InputError that names the operator and its module.
+
+    Args:
+        form: what is being exported.
+        network: whose modules are named.
+        what: is being written, for the message.
+    """
+    running: list[nn.Module] = []
+    calls = _LastCall()
+
+    def enter(module: nn.Module, args: tuple[object, ...]) -> None:
+        running.append(module)
+
+    def leave(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        running.pop()
+
+    handles = []
+    for module in form.modules():
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with calls:
+            yield
+    except SactError:
+        raise
+    except Exception as error:  # whatever the exporters raise
+        names = module_names(network)
+        inner = next((names[module] for module in reversed(running) if module in names), None)
+        where = f'the module "{inner}" ({type(running[-1]).__name__})' if running and inner else "the network"
+        operator = _operator(error) or calls.name
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{where} cannot be exported to {what}: its operator {operator} fails ({reason}); {_REMEDY}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def node_failure(
+    program: torch.export.ExportedProgram, form: nn.Module, network: AdaptiveNetwork, error: Exception
+) -> InputError:
+    """What to raise where an operator of a program has no form in ONNX."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(texts)
+    names = module_names(network)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and re.search(rf"%{re.escape(node.name)}\b", text):
+            stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            modules = [_at(form, path) for path in reversed(stack)]
+            where = next(
+                (f'the module "{names[each]}" ({type(each).__name__})' for each in modules if each in names), None
+            )
+            return InputError(
+                f"{where or 'the network'} cannot be exported to ONNX: its operator {node.target} has no form there; "
+                f'{_REMEDY}, or export with to="torch"'
+            )
+    reason = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    return InputError(f'the network cannot be exported to ONNX ({reason}); {_REMEDY}, or export with to="torch"')
+
+
+def module_names(network: AdaptiveNetwork) -> dict[nn.Module, str]:
+    """Qualified names of a network's modules; of an adapted one, those that the original had."""
+    names = {module: name for name, module in network.named_modules() if name}
+    if isinstance(network, AdaptedNetwork):
+        names |= {module: name for name, module in network.network.named_modules() if name}
+        for block in network.blocks:
+            for unit in block.units:
+                assert isinstance(unit, AdaptedUnit)
+                for name, module in unit.module.named_modules():
+                    names[module] = f"{unit.name}.{name}" if name else unit.name
+    return names
+
+
+class _LastCall(torch.overrides.TorchFunctionMode):
+    """Knows the function of PyTorch that was called last."""
+
+    name = "(unknown)"
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.name = getattr(func, "__name__", str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _operator(error: Exception) -> str | None:
+    found = _OPERATOR.search(str(error))
+    return found.group(0) if found else None
+
+
+def _at(form: nn.Module, path: str) -> nn.Module | None:
+    with contextlib.suppress(AttributeError):
+        return form.get_submodule(path.removeprefix("L['self'].").removeprefix("L['self']"))
+    return None
