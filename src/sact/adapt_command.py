@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapt import adapt
+from .adapted_checkpoints import read_base
 from .calibration import calibrate
 from .checkpoints import from_pretrained, save_pretrained
 from .compiled import compile
@@ -23,6 +25,7 @@ from .errors import InputError, require
 from .files import make_folder, write_json
 from .maps import overlay
 from .models.adapted import AdaptedNetwork
+from .models.architectures import build_architecture
 from .models.sources import load_network
 from .ponder import Ponder
 from .predict import Prediction, predict, write_sheet
@@ -33,6 +36,8 @@ SHEET_IMAGES = 12
 BATCH = 16
 TIMED_IMAGES = 8
 TIMED_ROUNDS = 5
+SURE = 0.2
+"""Score of a class from which on the original counts as sure of it."""
 IMAGENET = {"name": "imagenet_torchvision", "size": 224}
 
 
@@ -69,15 +74,16 @@ def run(options: argparse.Namespace) -> None:
     make_folder(out)
     print(f"{len(photos.train)} photographs to learn from, {len(held_out)} held out to judge by")
     model.to(device)
-    before = judge(model, held_out)
+    original = as_it_was(model)
+    before = judge(model, original, held_out)
     views = Views(photos.train, model.preprocessing, options.views, options.seed)
     with progress_bar(options.quiet) as show:
-        teach(model, views, lesson, show)
+        teach(model, views, lesson, show, original)
     calibrate(model, prepared(model, photos.train[:CALIBRATION_IMAGES]))
-    after = judge(model, held_out)
+    after = judge(model, original, held_out)
     recipe = {name: value for name, value in vars(lesson).items() if value is not None}
     recipe |= {"task": "agreement with the original network, without labels", "photographs": len(photos.train)}
-    results = {"before": before, "after": after, "times": time_against_original(model, held_out)}
+    results = {"before": before, "after": after, "times": time_against(model, original, held_out)}
     print(table(results))
     predictions = [predict(model, photo.picture) for photo in held_out[:SHEET_IMAGES]]
     write_sheet(predictions, out / "contact_sheet.png")
@@ -103,6 +109,8 @@ def load(options: argparse.Namespace) -> AdaptedNetwork:
         model = adapt(network, options.halting, output=options.output, blocks=blocks, architecture=architecture)
         model.base = base
     spec = dict(model.preprocessing or IMAGENET)
+    if model.base is not None:  # with it these weights name more photographs rightly than with timm's bicubic
+        spec["interpolation"] = "bilinear"
     if options.size is not None:
         if options.size < model.min_size:
             raise InputError(f"--size is {options.size}, but it must be at least {model.min_size}")
@@ -110,6 +118,20 @@ def load(options: argparse.Namespace) -> AdaptedNetwork:
     model.preprocessing = spec
     model.class_names = model.class_names or imagenet_classes(model.config.num_classes)
     return model
+
+
+def as_it_was(model: AdaptedNetwork) -> AdaptedNetwork:
+    """The network before it learned anything: with the weights of its base, or else a copy of what it is now."""
+    if model.base is None:
+        network = copy.deepcopy(model)
+    else:
+        architecture, options = str(model.config.architecture), dict(model.config.options)
+        plain = build_architecture(architecture, options).eval()
+        plain.load_state_dict(read_base(model.base, plain))
+        network = adapt(plain, blocks=model.config.blocks, architecture=architecture)
+        network.to(next(model.parameters()).device)
+    network.halting = "none"
+    return network
 
 
 def imagenet_classes(count: int) -> list[str] | None:
@@ -121,26 +143,29 @@ def imagenet_classes(count: int) -> list[str] | None:
 
 
 @torch.inference_mode()
-def judge(model: AdaptedNetwork, photos: Sequence[Photo]) -> dict[str, Any]:
-    """Agreement with the original network on photographs, and the share of its FLOPs."""
-    fast, halting = compile(model), model.halting
+def judge(model: AdaptedNetwork, original: AdaptedNetwork, photos: Sequence[Photo]) -> dict[str, Any]:
+    """Agreement with the original network on photographs, and where that is sure; and the share of its FLOPs."""
+    fast = compile(model)
     same: list[bool] = []
+    sure: list[bool] = []
     close: list[float] = []
     shares: list[float] = []
     for start in range(0, len(photos), BATCH):
         batch = prepared(model, photos[start : start + BATCH])
-        model.halting = "none"
-        wanted, _ = model(batch, return_ponder=True)
-        model.halting = halting
+        wanted = original(batch)
         logits, ponder = fast(batch, return_ponder=True)
         assert isinstance(logits, Tensor) and isinstance(wanted, Tensor) and isinstance(ponder, Ponder)
         same += (logits.argmax(1) == wanted.argmax(1)).tolist()
+        sure += (wanted.softmax(1).amax(1) >= SURE).tolist()
         logs = logits.log_softmax(1), wanted.log_softmax(1)
         close += F.kl_div(*logs, reduction="none", log_target=True).sum(1).tolist()
         shares += (ponder.flops.double() / ponder.dense_flops).tolist()
+    of_sure = [one for one, counts in zip(same, sure, strict=True) if counts]
     return {
         "images": len(same),
         "agreement": statistics.fmean(same),
+        "sure_images": sum(sure),
+        "sure_agreement": statistics.fmean(of_sure) if of_sure else None,
         "kl": max(statistics.fmean(close), 0.0),
         "share": statistics.fmean(shares),
         "share_std": statistics.pstdev(shares),
@@ -154,11 +179,11 @@ def prepared(model: AdaptedNetwork, photos: Sequence[Photo]) -> Tensor:
 
 
 @torch.inference_mode()
-def time_against_original(model: AdaptedNetwork, photos: Sequence[Photo]) -> dict[str, Any]:
+def time_against(model: AdaptedNetwork, original: AdaptedNetwork, photos: Sequence[Photo]) -> dict[str, Any]:
     """Milliseconds of one image, in turns: the original in eager PyTorch, and this in its fastest engine."""
     device = next(model.parameters()).device
     images = prepared(model, photos[:TIMED_IMAGES]).split(1)
-    runs: dict[str, Callable[[Tensor], Any]] = {"original": model.original(), "adapted": compile(model, freeze=True)}
+    runs: dict[str, Callable[[Tensor], Any]] = {"original": original.original(), "adapted": compile(model, freeze=True)}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(TIMED_ROUNDS + 1):
         for image in images:
@@ -177,11 +202,12 @@ def time_against_original(model: AdaptedNetwork, photos: Sequence[Photo]) -> dic
 
 def table(results: dict[str, Any]) -> str:
     """Before and after, as text."""
-    lines = [f"{'':12}{'agreement':>12}{'KL':>10}{'FLOPs':>10}{'std':>8}"]
+    lines = [f"{'':12}{'agreement':>12}{'where sure':>12}{'KL':>10}{'FLOPs':>10}{'std':>8}"]
     for name in ("before", "after"):
         row = results[name]
+        sure = "-" if row["sure_agreement"] is None else f"{row['sure_agreement']:.1%}"
         lines.append(
-            f"{name:12}{row['agreement']:>12.1%}{row['kl']:>10.4f}{row['share']:>10.1%}{row['share_std']:>8.1%}"
+            f"{name:12}{row['agreement']:>12.1%}{sure:>12}{row['kl']:>10.4f}{row['share']:>10.1%}{row['share_std']:>8.1%}"
         )
     times = results["times"]
     ratio, milliseconds = times["ratio"], times["milliseconds"]

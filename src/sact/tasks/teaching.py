@@ -89,6 +89,7 @@ def teach(
     views: Dataset[Tensor],
     lesson: Lesson,
     report: Callable[[Progress], None] = lambda progress: None,
+    teacher: AdaptedNetwork | None = None,
 ) -> None:
     """Teach a network to stop, in place; it ends in evaluation mode.
 
@@ -97,6 +98,7 @@ def teach(
         views: tensors [C, H, W] as the network expects them.
         lesson: how.
         report: called after each step.
+        teacher: the network as it was, adapted alike; its halting counts for nothing. None: this one, as it is now.
 
     Raises:
         InputError: halting is off, the network is no classifier, or the loss is no longer finite.
@@ -109,7 +111,8 @@ def teach(
     steps = len(loader)
     if not steps:
         raise InputError(f"a batch of {lesson.batch_size} views is wanted, but there are {len(views)}; give more views")  # type: ignore[arg-type]
-    teacher = model if lesson.learn == "heads" else copy.deepcopy(model)  # which else would learn as well
+    if teacher is None:
+        teacher = model if lesson.learn == "heads" else copy.deepcopy(model)  # which else would learn as well
     groups = _parameters(model, lesson)
     tau, held = (TAU_START, TAU_START) if lesson.tau is None else (lesson.tau, 0.0)
     seen: Progress | None = None
