@@ -1,11 +1,14 @@
 """Package the adapted ImageNet network: choose its budget, measure it on held-out pictures, fill docs/adapt.md.
 
     python examples/photographs.py --out runs/photographs
-    sact adapt efficientnet_lite2 --images runs/photographs/train --held-out runs/photographs/held_out --out runs/lite2 ...
+    sact adapt efficientnet_lite2 --images runs/photographs/train --held-out runs/photographs/held_out \\
+        --output halted --learn norms --share 0.88 --views 2400 --out runs/lite2-first
+    sact adapt runs/lite2-first --images runs/photographs/train --held-out runs/photographs/held_out \\
+        --learn norms --share 0.9 --views 3000 --lr 0.01 --out runs/lite2
     python benchmarks/lite.py --model runs/lite2
 
-Pictures are kept apart by file: nothing of held_out/ is in train/. The budget is the smallest at which the network gives
-the original's class for 95 % of the pictures in train/, so that held-out pictures choose nothing.
+Pictures are kept apart by file: nothing of held_out/ is in train/. The budget is the smallest at which the network
+gives the original's class for 95 % of the pictures in train/, so that held-out pictures choose nothing.
 """
 
 from __future__ import annotations
@@ -55,9 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         model.budget = share
         on_train, row = judge(model, original, chosen), judge(model, original, held_out)
         rows.append({"budget": share, "train": on_train, "held_out": row})
-        print(
-            f"budget {share:.3f}: train {on_train['agreement']:.3f}, held out {row['agreement']:.3f} at {row['share']:.3f}"
-        )
+        seen = f"train {on_train['agreement']:.3f}, held out {row['agreement']:.3f} at {row['share']:.3f}"
+        print(f"budget {share:.3f}: {seen}")
         if on_train["agreement"] >= WANTED:
             budget = share
     model.budget = budget if budget is not None else calibration.most
@@ -65,14 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"chosen {model.budget:.3f}: {after}")
     results: dict[str, Any] = {"after": after, "curve": rows, "budget": model.budget}
     recipe = read_metadata(options.model).get("recipe", {})
-    save_pretrained(
-        model, options.out, picture=example(model), recipe=recipe, results={"after": after}, licence="apache-2.0"
-    )
+    kept = {"recipe": recipe, "results": {"after": after}, "licence": "apache-2.0"}
+    save_pretrained(model, options.out, picture=example(model), **kept)
     write_json(options.model / "curve.json", results)
     conditions = (
         f"`python benchmarks/lite.py`, {date.today()}, {processor()} ({cores()} cores), torch {torch.__version__}; "
-        f"{len(held_out)} held-out pictures, kept apart from the {len(train)} it learned from by file; the budget in bold "
-        f"is the packaged one, the least at which {WANTED:.0%} of the pictures of train/ that were looked at have the "
+        f"{len(held_out)} held-out pictures, kept apart from the {len(train)} it learned from by file; the budget in "
+        f"bold is the packaged one, the least at which {WANTED:.0%} of the pictures of train/ that were looked at have the "
         "original's class, or the largest if none has; ± of the FLOPs is the standard deviation over pictures, of the "
         f"agreement its standard error; sure: the original's class has a score of {SURE:g} or more."
     )
@@ -104,10 +105,10 @@ def table(rows: list[dict[str, Any]], results: dict[str, Any], conditions: str) 
         own = row["held_out"]
         sure = down(own["sure_agreement"]) + f" of {own['sure_images']}"
         mark = "**" if row["budget"] == results["budget"] else ""
-        lines.append(
-            f"| {mark}{row['budget']:.3f}{mark} | {up(own['share'])} ± {up(own['share_std'])} | "
-            f"{down(own['agreement'])} ± {up(error(own))} of {own['images']} | {sure} | {down(row['train']['agreement'])} |"
-        )
+        agreement = f"{down(own['agreement'])} ± {up(error(own))} of {own['images']}"
+        flops = f"{up(own['share'])} ± {up(own['share_std'])}"
+        budget = f"{mark}{row['budget']:.3f}{mark}"
+        lines.append(f"| {budget} | {flops} | {agreement} | {sure} | {down(row['train']['agreement'])} |")
     return "\n".join([*lines, "", conditions])
 
 
