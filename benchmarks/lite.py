@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     conditions = (
         f"`python benchmarks/lite.py`, {date.today()}, {processor()} ({cores()} cores), torch {torch.__version__}; "
         f"{len(held_out)} held-out pictures, kept apart from the {len(train)} it learned from by file; the budget in "
-        f"bold is the packaged one, the least at which {WANTED:.0%} of the pictures of train/ that were looked at have the "
+        f"bold is the packaged one, the least at which {WANTED:.0%} of some pictures of train/ have the "
         "original's class, or the largest if none has; ± of the FLOPs is the standard deviation over pictures, of the "
         f"agreement its standard error; sure: the original's class has a score of {SURE:g} or more."
     )
