@@ -65,3 +65,7 @@ for package in dataset-fashion-mnist gnome-backgrounds mate-backgrounds plasma-w
     have_data "$package" || apt_install "$package" || echo "setup: could not install $package; without them" \
         "Fashion-MNIST is downloaded on first use, and scenes use the photographs there are (or --data-dir)" >&2
 done
+
+# The browser that clicks through the page of `sact serve` in the slow tests.
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || apt_install chromium ||
+    echo "setup: could not install chromium; the test that clicks through the page is skipped" >&2

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import re
 import shutil
+import signal
 import socket
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -355,8 +360,36 @@ def test_ports(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "sact serve: --port is 70000, but it must be from 1 to 65535\n"
 
 
+def test_it_runs_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C and SIGTERM alike; what the page has opened is closed then."""
+    events: list[object] = []
+
+    @contextlib.contextmanager
+    def running(*arguments: object) -> Iterator[tuple[None, str]]:
+        events.append(arguments)
+        try:
+            yield None, "http://here/"
+        finally:
+            events.append("closed")
+
+    def wait(_: threading.Event) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(server, "running", running)
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", "--model", "a", "--model", "b", "--host", "0.0.0.0", "--port", "8000"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert events == [(["a", "b"], "0.0.0.0", 8000, None), "closed"]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("the page is http://here/")
+    assert "everybody who reaches this machine" in second
+
+
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve"]) == 2
     assert "pip install 'sact[app]'" in capsys.readouterr().err
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +40,15 @@ def serve(
         InputError: the address cannot be used, or there is no network or example.
         MissingExtraError: Gradio is not installed.
     """
-    with running(models, host, port, examples) as (page, address):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that visitors' files are removed then, too
+    with contextlib.suppress(KeyboardInterrupt), running(models, host, port, examples) as (_, address):
         print(f"the page is {address} (stop it with Ctrl-C)", flush=True)
         if host not in (LOOPBACK, "localhost", "::1"):
             print(f"--host {host}: everybody who reaches this machine can use it", flush=True)
-        try:
-            page.block_thread()
-        finally:
-            print("stopped")
+        threading.Event().wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(
     models: Sequence[str] = (),
     host: str = LOOPBACK,
