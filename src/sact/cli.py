@@ -142,6 +142,8 @@ def _add_predict(verbs: Any) -> None:
     predict.add_argument("--model", help="folder, hub id, or packaged network (%(default)s)", default=DEFAULT_MODEL)
     predict.add_argument("--engine", default="auto", help="auto, masked, gather, native or triton (%(default)s)")
     predict.add_argument("--size", type=int, help="side in pixels that images are brought to (default: as in training)")
+    predict.add_argument("--budget", type=float, help="mean share of the dense FLOPs (default: the network's own)")
+    predict.add_argument("--cap", type=float, help="share of the dense FLOPs that no image may exceed")
     predict.add_argument("--npz", action="store_true", help="save cost, unit counts and halting distribution per block")
     predict.set_defaults(run=run_predict)
 
@@ -350,6 +352,10 @@ def run_predict(options: argparse.Namespace) -> None:
     network = from_pretrained(options.model)
     if options.size is not None and network.preprocessing is not None:
         network.preprocessing["size"] = options.size
+    if options.budget is not None:
+        network.budget = options.budget
+    if options.cap is not None:
+        network.cap = options.cap
     model = compile(network, options.engine)
     out = Path(options.out)
     names = unique_names(paths)
