@@ -225,6 +225,25 @@ def test_times(served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert times.compare_times(served, picture).rounds == times.LEAST_ROUNDS
 
 
+@pytest.mark.parametrize(
+    ("ours", "quartiles", "words"),
+    [
+        (0.5, (1.5, 2.5), "2.00&times; faster than dense, 1000.0 ms"),
+        (2.0, (0.4, 0.6), "2.00&times; slower than dense, 1000.0 ms"),
+        (0.5, (0.9, 2.5), "no clear difference from dense, 1000.0 ms"),
+        (2.0, (0.4, 1.0), "no clear difference from dense, 1000.0 ms"),
+    ],
+)
+def test_what_is_said_of_times(
+    served: Served, photo: Path, ours: float, quartiles: tuple[float, float], words: str
+) -> None:
+    taken = times.Times(ours, 1.0, quartiles, 9, "native", "PyTorch", 2)
+    html = pieces.numbers(served, networks.classify(served, networks.read_picture(photo)), taken)
+    assert words in html
+    assert "median of 9 runs each" in html
+    assert "2 threads" in html
+
+
 def test_pictures_of_visitors(photo: Path, broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert networks.read_picture(photo).size == (80, 60)
     assert networks.read_picture(photo) is networks.read_picture(str(photo))
@@ -260,7 +279,7 @@ def test_what_is_shown(served: Served, photo: Path) -> None:
         assert embedded(early, f"ponder map of block {block}").size == prediction.block_maps[block - 1].shape[::-1]
     assert same == shown
     assert "being measured" in early
-    assert re.search(r"<b>\d+\.\d ms</b><span>\d+\.\d\d&times; (faster|slower) than dense", late)
+    assert re.search(r"<b>\d+\.\d ms</b><span>[^<]+ dense, \d+\.\d ms<", late)
     assert f"<b>{prediction.share:.1%}</b>" in late
     assert f"{float(prediction.ponder.blocks[1].units.float().mean()):.2f} of 5" in late
     assert "<b>bold</b>" not in late
@@ -298,7 +317,7 @@ def test_two_sides(served: Served, photo: Path, broken: Path) -> None:
     assert shares[0] < shares[1]
     assert "being measured" not in last[0][1] + last[1][1]
     *_, last = answers.answer_both([(served, low), (served, 0.001)], str(photo))
-    assert "faster" in last[0][1] or "slower" in last[0][1]
+    assert " dense, " in last[0][1]
     assert "Budget is" in last[1][0]
     *_, last = answers.answer_both([(served, None), (served, None)], str(broken))
     assert last[0] == last[1] == next(answers.answer(served, str(broken), None))

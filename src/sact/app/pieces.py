@@ -63,10 +63,19 @@ def _tiles(prediction: Prediction, times: Times | None) -> str:
     share = _tile("flops", f"{prediction.share:.1%}", "of the dense network's FLOPs")
     if times is None:
         return f'<div class="tiles">{share}{_tile("time", "&hellip;", "time is being measured")}</div>'
-    ratio = times.dense / times.ours
-    word = "faster than" if ratio >= 1 else "slower than"
-    versus = f"{ratio if ratio >= 1 else 1 / ratio:.2f}&times; {word} dense, {_milliseconds(times.dense)}"
+    versus = f"{_versus(times)}, {_milliseconds(times.dense)}"
     return f'<div class="tiles">{share}{_tile("time", _milliseconds(times.ours), versus)}</div>'
+
+
+def _versus(times: Times) -> str:
+    """How the time compares; where the rounds do not agree on which was faster, none is called faster."""
+    lower, upper = times.quartiles
+    ratio = times.dense / times.ours
+    if min(lower, ratio) > 1:
+        return f"{ratio:.2f}&times; faster than dense"
+    if max(upper, ratio) < 1:
+        return f"{1 / ratio:.2f}&times; slower than dense"
+    return "no clear difference from dense"
 
 
 def _tile(kind: str, figure: str, caption: str) -> str:
