@@ -65,6 +65,7 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     weight_dtype: torch.dtype | None = None,
     norm_dtype: torch.dtype | None = None,
+    groups: int = 1,
 ) -> Case:
     """Outputs at listed positions, of values held there and, unless at all, at some others; both are in random order.
 
@@ -85,7 +86,7 @@ def make_case(
         rows=Positions(torch.zeros(size, dtype=torch.bool)).table(None if hold_all else held, wanted, kernel)
         if table
         else None,
-        weight=torch.randn(outputs, inputs, kernel, kernel, dtype=weight_dtype),
+        weight=torch.randn(outputs, inputs // groups, kernel, kernel, dtype=weight_dtype),
         bias=torch.randn(outputs, dtype=weight_dtype) if bias else None,
         scale=torch.randn(inputs, dtype=norm_dtype) if norm else None,
         shift=torch.randn(inputs, dtype=norm_dtype) if norm else None,
@@ -105,7 +106,8 @@ def of_pictures(case: Case) -> Tensor:
     count, height, width = case.size
     everywhere = activated.new_zeros(count * height * width, activated.shape[1]).index_put((case.held,), activated)
     picture = everywhere.view(count, height, width, -1).permute(0, 3, 1, 2)
-    result = F.conv2d(picture, case.weight, case.bias, padding=case.weight.shape[-1] // 2)
+    groups = picture.shape[1] // case.weight.shape[1]
+    result = F.conv2d(picture, case.weight, case.bias, padding=case.weight.shape[-1] // 2, groups=groups)
     return result.permute(0, 2, 3, 1).reshape(count * height * width, -1)[case.wanted]
 
 
@@ -158,6 +160,14 @@ TYPES = [
     pytest.param({"dtype": torch.float32}, id="float32"),
     pytest.param({"dtype": torch.bfloat16, "norm_dtype": torch.float32}, id="bfloat16"),
     pytest.param({"dtype": torch.float32, "weight_dtype": torch.bfloat16, "norm_dtype": torch.float32}, id="autocast"),
+]
+GROUPED = [
+    pytest.param({"kernel": 3, "channels": (4, 4), "groups": 4}, id="depthwise"),
+    pytest.param({"kernel": 7, "channels": (3, 3), "groups": 3}, id="7x7 depthwise"),
+    pytest.param({"kernel": 3, "channels": (2, 4), "groups": 2}, id="depthwise, twice as many"),
+    pytest.param({"kernel": 3, "channels": (4, 6), "groups": 2}, id="grouped"),
+    pytest.param({"kernel": 1, "channels": (4, 6), "groups": 2}, id="1x1 grouped"),
+    pytest.param({"kernel": 1, "channels": (3, 3), "groups": 3, "table": False}, id="1x1 depthwise, no table"),
 ]
 
 
@@ -242,6 +252,76 @@ def test_incoming_gradients_of_any_layout(kernel: int, incoming: str) -> None:
     given = given if incoming == "expanded" else torch.randn(*shape[::-1], dtype=torch.float64).T
     found = gradients(case, result, given)
     torch.testing.assert_close(found, gradients(case, of_pictures(case), given), rtol=1e-12, atol=1e-12)
+
+
+# Groups
+
+
+@pytest.mark.parametrize("listed", LISTS)
+@pytest.mark.parametrize("variant", GROUPED)
+def test_groups_equal_a_convolution_of_pictures(variant: dict[str, Any], listed: str) -> None:
+    case = differentiable(make_case(listed=listed, slope=0.1, **variant))
+    ours, theirs = perforated_conv(*case.arguments), of_pictures(case)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    incoming = torch.randn_like(ours)
+    our_gradients, their_gradients = gradients(case, ours, incoming), gradients(case, theirs, incoming)
+    torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"norm": False}, {"slope": 1.0}, {"hold_all": True}], ids=str)
+@pytest.mark.parametrize("variant", GROUPED)
+def test_groups_with_less_around_them(variant: dict[str, Any], options: dict[str, Any]) -> None:
+    case = make_case(**(variant | {"table": True} | options))
+    torch.testing.assert_close(perforated_conv(*case.arguments), of_pictures(case), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", GROUPED)
+def test_gradcheck_of_groups(variant: dict[str, Any]) -> None:
+    case = differentiable(make_case(size=(1, 2, 3), slope=0.1, **variant))
+
+    def call(*tensors: Tensor) -> Tensor:
+        return perforated_conv(*case._replace(**dict(zip(DIFFERENTIABLE, tensors, strict=True))).arguments)
+
+    assert torch.autograd.gradcheck(call, tuple(case.differentiable()))
+
+
+@pytest.mark.parametrize("variant", GROUPED)
+def test_opcheck_of_groups(variant: dict[str, Any]) -> None:
+    torch.library.opcheck(perforated_conv, differentiable(make_case(**variant, dtype=torch.float32)).arguments)
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["table", "no table"])
+def test_groups_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch, table: bool) -> None:
+    case = differentiable(make_case(1, "all", table=table, size=(2, 9, 11), channels=(4, 4), groups=2))
+    incoming = torch.randn(198, 4, dtype=torch.float64)
+    monkeypatch.setattr(ops, "CHUNK", 1)
+    result, expected = perforated_conv(*case.arguments), of_pictures(case)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    found = gradients(case, result, incoming)
+    torch.testing.assert_close(found, gradients(case, expected, incoming), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", GROUPED)
+def test_flops_of_groups_are_those_of_the_listed_part_of_the_convolution(variant: dict[str, Any]) -> None:
+    """Backward: twice that, for values and weights; PyTorch itself counts too much there."""
+    dense, part = (differentiable(make_case(listed=listed, **variant)) for listed in ("all", "some"))
+    result, products = perforated_conv(*part.arguments), 2 * dense.weight.numel()
+    assert count_flops(lambda: of_pictures(dense)) == 40 * products
+    assert count_flops(lambda: perforated_conv(*part.arguments)) == 20 * products
+    assert count_flops(result.sum().backward) == 40 * products
+
+
+@pytest.mark.parametrize("variant", GROUPED)
+def test_groups_at_the_end_of_a_list_of_fixed_length(variant: dict[str, Any]) -> None:
+    case = differentiable(make_case(**variant))
+    if case.rows is None:
+        case = differentiable(make_case(**(variant | {"table": True})))
+    longer, expected = with_tail(case), perforated_conv(*case.arguments)
+    result = perforated_conv(*longer.arguments)
+    assert torch.equal(result[:-3], expected) and not result[-3:].any()
+    given = torch.randn_like(result)
+    found = gradients(longer, result, given)
+    torch.testing.assert_close(found, gradients(case, expected, given[:-3]), rtol=1e-12, atol=1e-12)
 
 
 # PyTorch's own checks

@@ -82,11 +82,11 @@ def check_unit(
     shortcut: Sequence[nn.Module] | None,
     post: Sequence[nn.Module],
 ) -> bool:
-    """Try out what was read of a unit, on a state and with random weights, which hide nothing as zeros would.
+    """Try out what was read of a unit, on random numbers and with random weights, which hide nothing as zeros would.
 
     Args:
         module: the unit.
-        x: a state [N, C, H, W].
+        x: a state [N, C, H, W]; what is tried is of its shape.
         branch: its layers.
         shortcut: of the shortcut; None: there is none.
         post: behind the sum.
@@ -98,6 +98,7 @@ def check_unit(
         Undescribable: the layers give something else than the unit.
     """
     overwrites = False
+    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     try:
         for is_random in (True, False):  # its own weights where random ones, of a root for instance, make no sense
             twin, layers = copy.deepcopy((module, (branch, shortcut, post)), without_record(module))

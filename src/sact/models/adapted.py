@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from operator import is_not
 from typing import Any
 
 import torch
@@ -174,6 +175,7 @@ class AdaptedNetwork(AdaptiveNetwork):
         )
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # ModuleList does not say what it holds
         self._sizes: dict[tuple[int, ...], int] = {}
+        self._counted: list[nn.Module] = []  # whose FLOPs these are; a list, lest they are counted among the parts
         self.training = original.training
         self.blocks.training = original.training  # type: ignore[attr-defined]
         for block in blocks:  # but what is the original's own stays in its mode
@@ -217,6 +219,10 @@ class AdaptedNetwork(AdaptiveNetwork):
     def fixed_flops(self, size: Sequence[int]) -> int:
         """FLOPs per image, at image size (H, W), of what always runs outside the blocks: all that is not described."""
         key = tuple(size)
+        if not torch.compiler.is_compiling():
+            parts = [*self.network.modules()]
+            if len(parts) != len(self._counted) or any(map(is_not, parts, self._counted)):  # a new classifier
+                self._sizes, self._counted = {}, parts
         if key not in self._sizes:
             try:
                 self._sizes[key] = _without_weights(self).count_flops(key)
