@@ -131,6 +131,7 @@ def as_it_was(model: AdaptedNetwork) -> AdaptedNetwork:
         network = adapt(plain, blocks=model.config.blocks, architecture=architecture)
         network.to(next(model.parameters()).device)
     network.halting = "none"
+    network.preprocessing, network.class_names = model.preprocessing, model.class_names
     return network
 
 

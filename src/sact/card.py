@@ -78,7 +78,8 @@ def model_card(model: AdaptiveNetwork, metadata: Mapping[str, Any], picture: str
         _network(model),
     ]
     if recipe:
-        parts.append(f"## Recipe\n\nFor `sact train`:\n\n{_yaml(_portable(recipe))}")
+        verb = "adapt" if "learn" in recipe else "train"
+        parts.append(f"## Recipe\n\nOf `sact {verb}`:\n\n{_yaml(_portable(recipe))}")
     if licence:
         parts.append(f"## Licence\n\n{_line(licence)}")
     places = ("recipe", "results", "licence", "license", "name", "dataset", "description")
