@@ -764,8 +764,6 @@ def test_named_units_of_differing_shapes() -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_named_units_that_cannot_be_described(name: str) -> None:
-    if name in ("what is computed", "permutation"):
-        pytest.skip("covered where units are read")
     network = ToyNetwork(Unit(conv()), refused(name)).eval()
     if name == "channels last":
         check("does not run on an image", network, blocks=[["layers.0", "layers.1"]])
