@@ -13,7 +13,8 @@ from .errors import InputError
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's SAME padding of one axis, (before, after); the odd pixel goes after."""
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    outputs = (size + stride - 1) // stride  # none negative, none but whole: what exporters understand
+    total = max((outputs - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 

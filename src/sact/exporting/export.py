@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from ..files import make_folder, replacing
 from ..models.adaptive import AdaptiveNetwork
 from .check import Agreement, compare, samples
 from .forms import Exportable, MaskedBlock
+from .specs import remembering
 
 Target = Literal["torch", "onnx"]
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
-OTHER_BATCH, OTHER_MARGIN = 3, 32
-"""Images in a batch, and pixels more in height, of the second check of what is dynamic."""
+OTHER_BATCH = 3
+OTHER_MARGINS = ((19, 11), (32, 64))
+"""Pixels more in height and width for the second comparison; the next ones where the network itself refuses these."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +110,26 @@ def write(
 ) -> Exported:
     """`export` of checked arguments."""
     skips = to == "onnx" and not dense and network.config.halting == "sact"
-    make_block: type[nn.Module] = MaskedBlock
-    if skips:
-        from .listed import ListedBlock
+    with remembering():
+        make_block: type[nn.Module] = MaskedBlock
+        if skips:
+            from .listed import ListedBlock
 
-        make_block = ListedBlock
-    form = Exportable(network, make_block)
-    usual = size or usual_size(network)
-    example = samples(network, batch or 2, usual)
-    with replacing(path) as temporary:
-        if to == "onnx":
-            from .onnx_file import load, write_onnx
+            make_block = ListedBlock
+        form = Exportable(network, make_block)
+        usual = size or usual_size(network)
+        example = samples(network, batch or 2, usual)
+        with replacing(path) as temporary:
+            if to == "onnx":
+                from .onnx_file import load, write_onnx
 
-            write_onnx(form, network, example, temporary, size is None, batch is None)
-        else:
-            from .torch_file import load, write_torch
+                write_onnx(form, network, example, temporary, size is None, batch is None)
+            else:
+                from .torch_file import load, write_torch
 
-            write_torch(form, network, example, temporary, size is None, batch is None)
-        run, outputs = load(temporary)
-        agreement = compare(network, run, _shapes(usual, size is None, batch))
+                write_torch(form, network, example, temporary, size is None, batch is None)
+            run, outputs = load(temporary)
+            agreement = compare(network, run, _shapes(network, usual, size is None, batch))
     return Exported(path, size, batch, skips, outputs, agreement)
 
 
@@ -136,11 +140,17 @@ def usual_size(network: AdaptiveNetwork) -> tuple[int, int]:
     return side, side
 
 
-def _shapes(size: tuple[int, int], free_size: bool, batch: int | None) -> list[tuple[int, int, int]]:
+def _shapes(
+    network: AdaptiveNetwork, size: tuple[int, int], free_size: bool, batch: int | None
+) -> list[tuple[int, int, int]]:
     """(N, H, W) of the batches of images that are compared."""
-    other = (size[0] + OTHER_MARGIN, size[1]) if free_size else size
-    shapes = [(batch or 1, *size), (batch or OTHER_BATCH, *other)]
-    return list(dict.fromkeys(shapes))
+    other = size
+    for high, wide in OTHER_MARGINS if free_size else ():
+        other = size[0] + high, size[1] + wide
+        with contextlib.suppress(Exception):  # whatever a network raises that wants, say, multiples of 32
+            network(samples(network, 1, other))
+            break
+    return list(dict.fromkeys([(batch or 1, *size), (batch or OTHER_BATCH, *other)]))
 
 
 def _target(path: Path, to: str | None) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from ..models.adapted import AdaptedNetwork, AdaptedUnit
 from ..models.adaptive import AdaptiveNetwork
 
 _OPERATOR = re.compile(r"\b((?:aten|prims|torchvision|[a-z_]\w*)(?:\.|::)\w+)\.(?:default|[A-Z]\w+)\b")
+_NODE = re.compile(r"node %(\w+) : .*?call_function\[target=([\w.]+)\]")
 _REMEDY = "replace that module by one of ordinary layers, or leave its unit out of the blocks"
 
 
@@ -38,6 +40,8 @@ def naming(form: nn.Module, network: AdaptiveNetwork, what: str) -> Iterator[Non
     handles = []
     for module in form.modules():
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # whole programs are logged where something fails
     try:
         with calls:
             yield
@@ -53,6 +57,7 @@ def naming(form: nn.Module, network: AdaptiveNetwork, what: str) -> Iterator[Non
             f"{where} cannot be exported to {what}: its operator {operator} fails ({reason}); {_REMEDY}"
         ) from error
     finally:
+        logging.disable(disabled)
         for handle in handles:
             handle.remove()
 
@@ -61,32 +66,40 @@ def node_failure(
     program: torch.export.ExportedProgram, form: nn.Module, network: AdaptiveNetwork, error: Exception
 ) -> InputError:
     """What to raise where an operator of a program has no form in ONNX."""
-    texts = []
-    cause: BaseException | None = error
+    text, cause = "", error.__cause__
     while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__
-    text = "\n".join(texts)
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    found = _NODE.search(text)
+    if found is None:
+        reason = (text or str(error)).strip().splitlines()[0][:300]
+        return InputError(f'the network cannot be exported to ONNX ({reason}); {_REMEDY}, or use to="torch"')
+    name, operator = found.groups()
+    nodes = [
+        node for node in program.graph.nodes if node.op == "call_function" and f"torch.ops.{node.target}" == operator
+    ]
+    nodes.sort(key=lambda node: node.name != name)  # the exporter may have given others
+    where = _owner(nodes[0], form, network) if nodes else None
+    return InputError(
+        f"{where or 'the network'} cannot be exported to ONNX: its operator {operator.removeprefix('torch.ops.')} has "
+        f'no form there; {_REMEDY}, or use to="torch"'
+    )
+
+
+def _owner(node: torch.fx.Node, form: nn.Module, network: AdaptiveNetwork) -> str | None:
+    """The innermost module of the network that a node is of, in words."""
     names = module_names(network)
-    for node in program.graph.nodes:
-        if node.op == "call_function" and re.search(rf"%{re.escape(node.name)}\b", text):
-            stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-            modules = [_at(form, path) for path in reversed(stack)]
-            where = next(
-                (f'the module "{names[each]}" ({type(each).__name__})' for each in modules if each in names), None
-            )
-            return InputError(
-                f"{where or 'the network'} cannot be exported to ONNX: its operator {node.target} has no form there; "
-                f'{_REMEDY}, or export with to="torch"'
-            )
-    reason = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-    return InputError(f'the network cannot be exported to ONNX ({reason}); {_REMEDY}, or export with to="torch"')
+    for path, _ in reversed((node.meta.get("nn_module_stack") or {}).values()):
+        module = _at(form, path)
+        if module in names:
+            return f'the module "{names[module]}" ({type(module).__name__})'
+    return None
 
 
-def module_names(network: AdaptiveNetwork) -> dict[nn.Module, str]:
+def module_names(network: AdaptiveNetwork) -> dict[nn.Module | None, str]:
     """Qualified names of a network's modules; of an adapted one, those that the original had."""
-    names = {module: name for name, module in network.named_modules() if name}
+    names: dict[nn.Module | None, str] = {module: name for name, module in network.named_modules() if name}
     if isinstance(network, AdaptedNetwork):
+        names = {module: name for module, name in names.items() if ".scores." in name}
         names |= {module: name for name, module in network.network.named_modules() if name}
         for block in network.blocks:
             for unit in block.units:
@@ -97,12 +110,14 @@ def module_names(network: AdaptiveNetwork) -> dict[nn.Module, str]:
 
 
 class _LastCall(torch.overrides.TorchFunctionMode):
-    """Knows the function of PyTorch that was called last."""
+    """Knows the function of PyTorch that was called last on a tensor."""
 
     name = "(unknown)"
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.name = getattr(func, "__name__", str(func))
+        name = getattr(func, "__name__", str(func))
+        if name != "__get__" and any(isinstance(value, torch.Tensor) for value in args):  # that reads an attribute
+            self.name = name
         return func(*args, **(kwargs or {}))
 
 

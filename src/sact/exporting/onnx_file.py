@@ -64,8 +64,6 @@ def translate(program: torch.export.ExportedProgram, form: Exportable, network: 
             )
     except Exception as error:  # whatever the exporter raises
         raise node_failure(program, form, network, error) from error
-    finally:
-        SPECS.clear()
     assert made is not None
     return made.model
 

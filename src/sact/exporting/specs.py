@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..scores import PositionScore
@@ -42,3 +44,13 @@ class HaltSpec:
 
 SPECS: list[UnitSpec | HaltSpec] = []
 """By key; those of the export that is under way."""
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Around one export."""
+    SPECS.clear()
+    try:
+        yield
+    finally:
+        SPECS.clear()

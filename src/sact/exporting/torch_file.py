@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,13 @@ from .forms import Exportable
 
 
 def trace(
-    form: Exportable, network: AdaptiveNetwork, example: Tensor, free_size: bool, free_batch: bool, what: str
+    form: Exportable,
+    network: AdaptiveNetwork,
+    example: Tensor,
+    free_size: bool,
+    free_batch: bool,
+    what: str,
+    forced: list[Tensor] | None = None,
 ) -> ExportedProgram:
     """A program of a network's form.
 
@@ -28,17 +35,20 @@ def trace(
         free_size: whether height and width are free.
         free_batch: whether the number of images is.
         what: is being made, for messages.
+        forced: unit counts, where the form takes them; their shapes are fixed.
 
     Raises:
         InputError: an operator fails, or the network's code fixes what is to be free.
     """
     free = ((0,) if free_batch else ()) + ((2, 3) if free_size else ())
-    shapes = {"images": dict.fromkeys(free, Dim.AUTO)}
-    if form.takes_forced:
-        shapes["forced"] = None  # type: ignore[assignment]
+    shapes: dict[str, Any] = {"images": dict.fromkeys(free, Dim.AUTO)}
+    args: tuple[Any, ...] = (example,)
+    if forced is not None:
+        shapes["forced"], args = [None] * len(forced), (example, forced)
     with naming(form, network, what), torch.no_grad():
-        program = torch.export.export(form, (example,), dynamic_shapes=shapes, strict=False)
-    found = program.graph_module.graph.find_nodes(op="placeholder")[-1].meta["val"].shape
+        program = torch.export.export(form, args, dynamic_shapes=shapes, strict=False)
+    inputs = program.graph_module.graph.find_nodes(op="placeholder")
+    found = next(node for node in inputs if node.name == "images").meta["val"].shape
     fixed = [("number of images", "height", "height", "width")[axis] for axis in free if _is_fixed(found[axis])]
     if fixed:
         height, width = example.shape[-2:]
@@ -62,7 +72,13 @@ def write_torch(
         InputError: as `trace`.
     """
     program = trace(form, network, example, free_size, free_batch, "torch")
-    torch.export.save(program, path, extra_files=facts(network))
+    try:
+        torch.export.save(program, path, extra_files=facts(network))
+    except Exception as error:  # whatever its serialisation raises
+        raise InputError(
+            f"the program cannot be saved ({type(error).__name__}: {error}); fix the images' size and number, which "
+            "leaves out what is computed from them: size=, batch="
+        ) from error
 
 
 def output_names(program: ExportedProgram) -> tuple[str, ...]:
