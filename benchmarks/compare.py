@@ -1,10 +1,10 @@
 """SACT beside what else one could use on scenes: plain networks, ACT, Gumbel gates and a glimpse model.
 
-    python benchmarks/compare.py [--folder runs/study] [--out runs/compare] [--seconds 60] [--threads 1]
+    python benchmarks/compare.py [--folder runs/study] [--out runs/compare] [--seconds 60]
 
-Takes the networks that benchmarks/study.py trained, trains the two baselines where they are missing (about 15 minutes
-on one core), measures all on held-out scenes, and times them in turns. `--seconds 0` times nothing. Recipe fields are
-overridden as for `sact train`. `benchmarks/compare_report.py` writes the page from results.json.
+Takes the networks that benchmarks/study.py trained, trains the two baselines where they are missing (about 15 minutes),
+measures all on held-out scenes, and times them in turns; everything on one thread. `--seconds 0` times nothing. Recipe
+fields are overridden as for `sact train`. `benchmarks/compare_report.py` writes the page from results.json.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "compare")
     parser.add_argument("--length", type=int, default=4000, help="held-out scenes for accuracy and FLOPs")
     parser.add_argument("--seconds", type=float, default=60.0, help="time in turns, per batch size")
-    parser.add_argument("--threads", type=int, default=1)
     options, overrides = parser.parse_known_args()
     try:
         return run(options, parse_overrides(overrides))
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     first = options.folder / plain_name(FULL) / "first" / "model"
     if not first.is_dir():
         raise sact.InputError(f"{options.folder} holds no trained study; run benchmarks/study.py first")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     study = [measured(options.folder, name, options.length) for name in model_names(options.folder)]
     chosen = chosen_rows(options.folder, study)
     recipe = load_recipe(RECIPES / "scenes_sact.yaml", halting="none", tau=0.0, init=None, **overrides)
@@ -89,7 +88,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         "training": {
             name: json.loads((options.out / name / "training.json").read_text()) for name in ("gumbel", "ram")
         },
-        "conditions": conditions(options.threads),
+        "conditions": conditions(1),
         "times": [],
     }
     failed = False
@@ -166,7 +165,7 @@ def trained(out: Path, model: Any, train: Callable[[], dict[str, Any]]) -> Any:
     """A model with the weights in a folder, trained first where there are none; in evaluation mode."""
     if not (out / WEIGHTS).is_file():
         print(f"training {out.name}", flush=True)
-        write_json(out / "training.json", train() | {"conditions": conditions(torch.get_num_threads())})
+        write_json(out / "training.json", train() | {"conditions": conditions(1)})
         with replacing(out / WEIGHTS) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
     model.load_state_dict(load_file(out / WEIGHTS))

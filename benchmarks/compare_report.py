@@ -131,11 +131,10 @@ def notes(results: dict[str, Any]) -> str:
     held = results["conditions"]
     lines = [
         f"`python benchmarks/compare.py`, {held['date']}, {held['processor']} ({held['cores']} cores), "
-        f"{held['threads']} thread{'' if held['threads'] == 1 else 's'}, PyTorch {held['versions']['torch']}; "
-        f"{results['length']} held-out scenes, one training run each; ± is the standard error of top-1, and the "
-        f"standard deviation of FLOPs over images. Times are medians (and quartiles) of {rounds(results['times'])} "
-        "turns, and each network's are those of its fastest way to run, as the next table has them; the ratio is to "
-        "the full plain network's fastest."
+        f"one thread, PyTorch {held['versions']['torch']}; {results['length']} held-out scenes, one training run each; "
+        "± is the standard error of top-1, and the standard deviation of FLOPs over images. Times are processor time, "
+        f"medians (and quartiles) of {rounds(results['times'])} turns; each network's are those of its fastest way to "
+        "run, as the next table has them, and the ratio is to the full plain network's fastest."
     ]
     sampled = results["rows"]["ram-sampled"]
     lines.append(

@@ -1,4 +1,8 @@
-"""The clock of the comparison: every evaluation is compared with its definition, then all take turns."""
+"""The clock of the comparison: every evaluation is compared with its definition, then all take turns.
+
+Time is the processor's, on one thread: what one waits on a core that has nothing else to do. By the clock on the wall,
+a machine with other work lets short runs through and interrupts long ones, which favours whatever is fast already.
+"""
 
 from __future__ import annotations
 
@@ -91,16 +95,16 @@ def undecided(layers: Callable[[Tensor], Tensor]) -> Answer:
 
 @torch.inference_mode()
 def compare_and_time(entrants: Sequence[Contestant], images: Tensor, size: int, seconds: float) -> dict[str, Any]:
-    """Compare every contestant on all images, then time those that agree, in turns.
+    """Compare every contestant on all images, then time those that agree, in turns; PyTorch is to have one thread.
 
     Args:
         entrants: their times are forgotten first.
         images: float32 [N, 3, S, S], used in batches of `size`.
         size: images per batch; those left over are not used.
-        seconds: how long turns go on.
+        seconds: how long turns go on, by the clock on the wall.
 
     Returns:
-        JSON-able: batch size, rounds, and one row per contestant with milliseconds per batch.
+        JSON-able: batch size, rounds, and one row per contestant with milliseconds of processor time per batch.
     """
     batches = [
         batch.contiguous(memory_format=torch.channels_last) for batch in images.split(size) if len(batch) == size
@@ -116,9 +120,9 @@ def compare_and_time(entrants: Sequence[Contestant], images: Tensor, size: int, 
         for one in [*timed[first:], *timed[:first]]:
             time.sleep(REST)
             one.run(batch)  # the one before has emptied its caches
-            start = time.perf_counter()
+            start = time.process_time()
             one.run(batch)
-            one.seconds.append(time.perf_counter() - start)
+            one.seconds.append(time.process_time() - start)
         rounds += 1
     rows = [
         {
