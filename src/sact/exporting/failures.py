@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,7 +31,6 @@ def naming(form: nn.Module, network: AdaptiveNetwork, what: str) -> Iterator[Non
         what: is being written, for the message.
     """
     running: list[nn.Module] = []
-    calls = _LastCall()
 
     def enter(module: nn.Module, args: tuple[object, ...]) -> None:
         running.append(module)
@@ -43,19 +44,16 @@ def naming(form: nn.Module, network: AdaptiveNetwork, what: str) -> Iterator[Non
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # whole programs are logged where something fails
     try:
-        with calls:
-            yield
+        yield
     except SactError:
         raise
     except Exception as error:  # whatever the exporters raise
         names = module_names(network)
         inner = next((names[module] for module in reversed(running) if module in names), None)
         where = f'the module "{inner}" ({type(running[-1]).__name__})' if running and inner else "the network"
-        operator = _operator(error) or calls.name
+        operator = _operator(error)
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{where} cannot be exported to {what}: its operator {operator} fails ({reason}); {_REMEDY}"
-        ) from error
+        raise InputError(f"{where} cannot be exported to {what}: its {operator} fails ({reason}); {_REMEDY}") from error
     finally:
         logging.disable(disabled)
         for handle in handles:
@@ -109,21 +107,23 @@ def module_names(network: AdaptiveNetwork) -> dict[nn.Module | None, str]:
     return names
 
 
-class _LastCall(torch.overrides.TorchFunctionMode):
-    """Knows the function of PyTorch that was called last on a tensor."""
+def _operator(error: Exception) -> str:
+    """The operator that failed, in words; where the message does not name it, the line of code that called it."""
+    if found := _OPERATOR.search(str(error)):
+        return f"operator {found.group(0)}"
+    cause: BaseException | None = error
+    line = None
+    while cause is not None:
+        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if _is_somebodys(frame.filename)]
+        line = frames[-1].line if frames else line
+        cause = cause.__cause__ or cause.__context__
+    return f"operator in the line `{line}`" if line else "operator"
 
-    name = "(unknown)"
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = getattr(func, "__name__", str(func))
-        if name != "__get__" and any(isinstance(value, torch.Tensor) for value in args):  # that reads an attribute
-            self.name = name
-        return func(*args, **(kwargs or {}))
-
-
-def _operator(error: Exception) -> str | None:
-    found = _OPERATOR.search(str(error))
-    return found.group(0) if found else None
+def _is_somebodys(file: str) -> bool:
+    """Whether a file is neither PyTorch's nor of this package."""
+    ours = (Path(torch.__file__).parent, Path(__file__).parent)
+    return Path(file).is_file() and not any(Path(file).is_relative_to(folder) for folder in ours)
 
 
 def _at(form: nn.Module, path: str) -> nn.Module | None:
