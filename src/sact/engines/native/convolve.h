@@ -115,44 +115,47 @@ inline Cut cut(double row_floats, double weight_floats, int panels, int count, i
     return result;
 }
 
-// Vectors of channels of a depthwise convolution from channel c on: its weights stay in registers from row to row.
-// in: [count * Taps], out: [count].
-template <int Taps, int Vectors>
-void depthwise_rows(const Conv &conv, const float *const *in, float *const *out, int count, int c,
+// A depthwise convolution: Rows outputs, `Vectors` vectors of their channels from channel c on. in: [Rows * taps].
+template <int Rows, int Vectors>
+void depthwise_tile(const Conv &conv, const float *weights, const float *const *in, float *const *out, int c,
                     const Activation &activation, bool add) {
-    Vec weights[Taps][Vectors], bias[Vectors];
-    for (int j = 0; j < Vectors; j++) {
-        bias[j] = load(&conv.bias[c + j * kWidth]);
-        for (int t = 0; t < Taps; t++) weights[t][j] = load(conv.weights() + size_t(t) * conv.row + c + j * kWidth);
-    }
-    for (int m = 0; m < count; m++, in += Taps) {
-        Vec sums[Vectors];
-        for (int j = 0; j < Vectors; j++) sums[j] = bias[j];
-#pragma GCC unroll 49
-        for (int t = 0; t < Taps; t++)
-            for (int j = 0; j < Vectors; j++) sums[j] += load(in[t] + c + j * kWidth) * weights[t][j];
-        for (int j = 0; j < Vectors; j++) {
-            float *to = out[m] + c + j * kWidth;
-            if (add) sums[j] += load(to);
-            store(to, activation.none() ? sums[j] : activation(sums[j]));
+    Vec sums[Rows][Vectors];
+    for (int j = 0; j < Vectors; j++)
+        for (int i = 0; i < Rows; i++) sums[i][j] = load(&conv.bias[c + j * kWidth]);
+    for (int t = 0; t < conv.taps; t++, weights += conv.row) {
+        Vec w[Vectors];
+        for (int j = 0; j < Vectors; j++) w[j] = load(weights + c + j * kWidth);
+#pragma GCC unroll 8
+        for (int i = 0; i < Rows; i++) {
+            const float *row = in[i * conv.taps + t] + c;
+#pragma GCC unroll 2
+            for (int j = 0; j < Vectors; j++) sums[i][j] += load(row + j * kWidth) * w[j];
         }
     }
+    if (add)
+        for (int i = 0; i < Rows; i++)
+            for (int j = 0; j < Vectors; j++) sums[i][j] += load(out[i] + c + j * kWidth);
+    activation.apply<Rows, Vectors>(sums);
+    for (int i = 0; i < Rows; i++)
+        for (int j = 0; j < Vectors; j++) store(out[i] + c + j * kWidth, sums[i][j]);
 }
-template <int Taps>
-void depthwise_rows(const Conv &conv, const float *const *in, float *const *out, int count,
+template <int Rows>
+void depthwise_rows(const Conv &conv, const float *weights, const float *const *in, float *const *out, int from, int to,
                     const Activation &activation, bool add) {
-    constexpr int kTogether = Taps * 2 + 4 < (kWidth == 16 ? 32 : 16) ? 2 : 1; // vectors whose weights fit registers
-    int c = 0;
-    for (; c + kTogether * kWidth <= conv.row; c += kTogether * kWidth)
-        depthwise_rows<Taps, kTogether>(conv, in, out, count, c, activation, add);
-    if (c < conv.row) depthwise_rows<Taps, 1>(conv, in, out, count, c, activation, add);
+    int c = from;
+    for (; c + 2 * kWidth <= to; c += 2 * kWidth)
+        depthwise_tile<Rows, 2>(conv, weights, in, out, c, activation, add);
+    if (c < to) depthwise_tile<Rows, 1>(conv, weights, in, out, c, activation, add);
 }
 
+constexpr int kNearWeights = 1536; // floats of a depthwise convolution's weights
 constexpr int kPointers = 64 * 9; // to rows that a piece of a depthwise convolution reads: they stay in the first cache
 
 // out = conv(in) at `count` rows, each channel by itself.
 inline void depthwise(Session &s, const Conv &conv, const Source &in, const Target &out, int count) {
     const int piece = kPointers / conv.taps;
+    // Channels whose weights stay in the first cache meanwhile; rows are read from end to end where that is all of them.
+    const int channels = std::max(1, kNearWeights / (conv.taps * 2 * kWidth)) * 2 * kWidth;
     over_rows(s, count, piece, s.team.size() == 1 || double(count) * conv.taps * conv.row < kSmall, [&](int a, int b) {
         const float *rows[kPointers];
         float *outs[kPointers / 9];
@@ -162,12 +165,16 @@ inline void depthwise(Session &s, const Conv &conv, const Source &in, const Targ
             const int32_t *map = in.map + in.cells[m];
             for (int t = 0; t < conv.taps; t++) *row++ = in.base + size_t(map[in.offsets[t]]) * in.stride;
         }
-        if (conv.taps == 9)
-            depthwise_rows<9>(conv, rows, outs, b - a, out.activation, out.add);
-        else if (conv.taps == 25)
-            depthwise_rows<25>(conv, rows, outs, b - a, out.activation, out.add);
-        else
-            depthwise_rows<49>(conv, rows, outs, b - a, out.activation, out.add);
+        constexpr int kTogether = kWidth == 16 ? 8 : 4; // outputs, whose sums stay in registers
+        const float *weights = conv.weights();
+        for (int c = 0; c < conv.row; c += channels) {
+            const int end = std::min(c + channels, conv.row);
+            int m = 0;
+            for (; m + kTogether <= b - a; m += kTogether)
+                depthwise_rows<kTogether>(conv, weights, rows + m * conv.taps, outs + m, c, end, out.activation, out.add);
+            for (; m < b - a; m++)
+                depthwise_rows<1>(conv, weights, rows + m * conv.taps, outs + m, c, end, out.activation, out.add);
+        }
     });
 }
 

@@ -84,6 +84,20 @@ struct Activation {
         tail = tail * t * exponential(-x * x) * 0.5f; // Phi(-|v|)
         return v * (v > 0.0f ? 1.0f - tail : tail);
     }
+    // To many vectors, in place.
+    template <int Rows, int Vectors> void apply(Vec values[Rows][Vectors]) const {
+        if (none()) return;
+        if (kind == 0 && slope == 0.0f) { // the most common
+            for (int i = 0; i < Rows; i++)
+                for (int j = 0; j < Vectors; j++) {
+                    const Vec v = values[i][j] > 0.0f ? values[i][j] : Vec{};
+                    values[i][j] = v > cap ? Vec{} + cap : v;
+                }
+            return;
+        }
+        for (int i = 0; i < Rows; i++)
+            for (int j = 0; j < Vectors; j++) values[i][j] = (*this)(values[i][j]);
+    }
 };
 
 struct Tile {
@@ -128,9 +142,7 @@ template <int MR, int NV> void multiply(const Tile &tile) {
     if (tile.add)
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < NV; j++) acc[i][j] += load(tile.out[i] + j * kWidth);
-    if (!tile.activation.none())
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) acc[i][j] = tile.activation(acc[i][j]);
+    tile.activation.apply<MR, NV>(acc);
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NV; j++) store(tile.out[i] + j * kWidth, acc[i][j]);
 }
