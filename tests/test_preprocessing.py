@@ -111,12 +111,42 @@ def test_inputs_of_all_kinds_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"name": "imagenet"}, {}, {"name": None}, {"name": "scenes", "size": 0}, {"name": "scenes", "size": True},
+    "spec", [{"name": "imagenet_"}, {}, {"name": None}, {"name": "scenes", "size": 0}, {"name": "scenes", "size": True},
              {"name": "scenes", "size": 9.5}, {"name": "scenes", "sise": 9}, "scenes", None],
 )  # fmt: skip
 def test_bad_specification(spec: object) -> None:
     with pytest.raises(InputError):
         preprocess(picture(), spec)  # type: ignore[arg-type]
+
+
+def test_imagenet_as_timm_says_it() -> None:
+    timm_data = pytest.importorskip("timm.data", reason="timm is not installed")
+    noise = np.random.default_rng(0).integers(0, 255, (30, 41, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((410, 300), Image.Resampling.BICUBIC)
+    for interpolation in ("bilinear", "bicubic"):
+        spec = {"name": "imagenet", "size": 96, "crop": 0.9, "interpolation": interpolation}
+        spec |= {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+        theirs = timm_data.create_transform(
+            (3, 96, 96), interpolation=interpolation, crop_pct=0.9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+        )
+        torch.testing.assert_close(preprocess(picture, spec), theirs(picture))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"crop": 0}, '"crop" is 0'),
+        ({"crop": "0.9"}, '"crop"'),
+        ({"interpolation": "nearest"}, "bilinear or bicubic"),
+        ({"mean": [0.5]}, '"mean"'),
+        ({"std": [1, 1, 0]}, '"std"'),
+        ({"means": [0.5] * 3}, "unknown keys"),
+    ],
+)
+def test_bad_imagenet_specification(wrong: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        preprocess(Image.new("RGB", (64, 64)), {"name": "imagenet"} | wrong)
+
 
 
 def test_unknown_name_lists_the_names() -> None:
