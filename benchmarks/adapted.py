@@ -59,7 +59,7 @@ def main() -> int:
     """Measure and report; the exit code is 1 where a contestant gave another answer, and 2 for a bad argument."""
     parser = argparse.ArgumentParser(description="Time adapted networks in the CPU engine beside other runtimes.")
     parser.add_argument("--only", nargs="*", choices=ROWS, metavar="ROW", help=f"measure these: {', '.join(ROWS)}")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of turns per network (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of turns per network (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", default=",".join(PEERS), help="(%(default)s)")
     options = parser.parse_args()

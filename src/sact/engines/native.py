@@ -27,7 +27,8 @@ from ..errors import InputError
 from ..flops import BlockFlops
 from ..ponder import BlockPonder, Ponder
 from . import NormStatistics, Run, gather
-from .native_describe import Describer, Unsupported
+from .native_describe import Describer
+from .native_layers import Unsupported
 from .native_structs import BlockResult, NetworkStruct
 from .watch import Watch
 

@@ -7,15 +7,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..block import Block
-from ..folding import activation_slope, fold, norm_affine
+from ..folding import fold
 from ..layers import PoolPadShortcut, SameMaxPool2d
-from ..reading import Reading, Undescribable, is_same_padded, read_unit
+from ..reading import Reading, Undescribable, is_same_padded
 from ..scores import ImageScore, PositionScore
-from ..units import BaseUnit, LinearConv, Scale, Stage, Unit, describe
+from ..units import BaseUnit, Stage, Unit, describe
+from .native_layers import (
+    Unsupported,
+    activation_of,
+    affine_of,
+    check_pool,
+    classifier_of,
+    is_basic,
+    is_norm,
+    is_nothing,
+    keeps_map,
+    label,
+    reading_of,
+    split_shortcut,
+    take_pointwise,
+)
 from .native_structs import (
     Activation,
     BlockStruct,
@@ -33,14 +47,9 @@ if TYPE_CHECKING:
 
 HALTING = {"none": 0, "act": 1, "sact": 2}
 _IDENTITY, _CONVOLUTION, _POOL_PAD, _NO_SHORTCUT = range(4)
-_SLOPE, _SILU, _HARD_SWISH, _GELU = range(4)
 _NO_POOL, _POOL_SAME, _POOL_PADDED = range(3)
 # The kernel's own limits: kMaxTaps and kMaxReach.
 _MAX_KERNEL, _MAX_REACH = 7, 15
-
-
-class Unsupported(Exception):
-    """A layer that the kernel does not have; the message names it."""
 
 
 class Describer:
@@ -97,20 +106,20 @@ class Describer:
             raise Unsupported(f"a network that is no chain of layers ({error})") from error
         stem, *rest = layers
         if not isinstance(stem, nn.Conv2d) or stem.groups != 1:
-            raise Unsupported(f"the stem {_name(stem)}")
-        after_stem, pool = _take_pointwise(rest), _NO_POOL
+            raise Unsupported(f"the stem {label(stem)}")
+        after_stem, pool = take_pointwise(rest), _NO_POOL
         if rest and isinstance(rest[0], nn.MaxPool2d):
-            _check_pool(rest[0])
+            check_pool(rest[0])
             rest, pool = rest[1:], _POOL_PADDED
         channels = stem.out_channels
         blocks: list[BlockStruct] = []
         between: list[nn.Module] = []
         while rest:
             layer = rest[0]
-            if isinstance(layer, nn.Module) and not _keeps_map(layer, is_last=len(rest) == 1):
+            if isinstance(layer, nn.Module) and not keeps_map(layer, is_last=len(rest) == 1):
                 break
             rest = rest[1:]
-            if isinstance(layer, nn.Module) and _is_basic(layer):
+            if isinstance(layer, nn.Module) and is_basic(layer):
                 between.append(layer)
                 channels = layer.out_channels if isinstance(layer, nn.Conv2d) else channels
                 continue
@@ -121,12 +130,12 @@ class Describer:
                 blocks.append(self.block(model.blocks[layer]))
                 channels = model.blocks[layer].units[-1].out_channels
             else:
-                reading = _read(layer, channels)
+                reading = reading_of(layer, channels)
                 channels = reading.description.stages[-1].conv.out_channels
                 blocks.append(self._plain(self._read_unit(reading, type(layer).__name__, channels)))
         blocks += self._plain_units(between, channels)
         result = self._network(stem, after_stem, pool, blocks)
-        classifier, norms = _classifier([layer for layer in rest if isinstance(layer, nn.Module)], channels)
+        classifier, norms = classifier_of([layer for layer in rest if isinstance(layer, nn.Module)], channels)
         result.pool_first = True
         result.before_classifier = self._pointwise(norms, channels)
         result.classes = classifier.out_channels
@@ -178,7 +187,7 @@ class Describer:
         described = fold(describe(layers))
         units: list[list[Stage]] = [[]]
         for stage in described.stages:  # a norm before k x k is applied to whole states
-            if units[-1] and stage.conv.kernel_size != (1, 1) and any(map(_is_norm, stage.pointwise)):
+            if units[-1] and stage.conv.kernel_size != (1, 1) and any(map(is_norm, stage.pointwise)):
                 units.append([])
             units[-1].append(stage)
         result = []
@@ -192,7 +201,7 @@ class Describer:
         if not isinstance(unit, Unit):
             reading: Reading | None = getattr(unit, "reading", None)
             if reading is None:
-                raise Unsupported(f"the unit {_name(unit)}")
+                raise Unsupported(f"the unit {getattr(unit, 'name', label(unit))}, which could not be described")
             return self._read_unit(reading, getattr(unit, "name", ""), unit.out_channels, first)
         if not first and not unit.keeps_state:
             raise Unsupported(f"the shortcut {unit.shortcut} behind a block's first unit")
@@ -218,23 +227,23 @@ class Describer:
             raise Unsupported(f"the convolutions of {name}")
         after = (*description.tail, *description.post)
         if description.tail and shortcut is not None:
-            raise Unsupported(f"{_name(description.tail[0])} before the sum (in {name})")
+            raise Unsupported(f"{label(description.tail[0])} before the sum (in {name})")
         kind = _NO_SHORTCUT if shortcut is None else _IDENTITY
         result = self._unit_struct(channels, kind, description.stages, after)
         if not first and result.after.scale:
             raise Unsupported(f"a norm behind the sum (in {name})")
         if shortcut:
-            before, conv, behind = _split(shortcut)
+            before, conv, behind = split_shortcut(shortcut)
             if before:
-                norms = [layer for layer in description.stages[0].pointwise if _is_norm(layer)]
-                if [layer for layer in before if _is_norm(layer)] != norms or len(before) != len(
+                norms = [layer for layer in description.stages[0].pointwise if is_norm(layer)]
+                if [layer for layer in before if is_norm(layer)] != norms or len(before) != len(
                     description.stages[0].pointwise
                 ):
-                    raise Unsupported(f"{_name(before[0])} in the shortcut (of {name})")
+                    raise Unsupported(f"{label(before[0])} in the shortcut (of {name})")
                 result.preactivated = True
             folded = fold(describe([conv, *behind]))
             if folded.tail:
-                raise Unsupported(f"{_name(folded.tail[0])} in the shortcut (of {name})")
+                raise Unsupported(f"{label(folded.tail[0])} in the shortcut (of {name})")
             self._project(result, folded.stages[0].conv)
         return result
 
@@ -294,19 +303,19 @@ class Describer:
 
     def _pointwise(self, layers: Sequence[nn.Module], channels: int) -> Pointwise:
         """A norm, then an activation; either may be missing."""
-        result = Pointwise(None, None, 0.0, Activation(_SLOPE, 1.0, math.inf))
+        result = Pointwise(None, None, 0.0, Activation(0, 1.0, math.inf))
         is_open = True  # while nothing but the norm was seen
         for layer in layers:
-            activation = _activation(layer)
+            activation = activation_of(layer)
             if activation is not None:
-                if not _is_nothing(activation):
-                    if not _is_nothing(result.activation):
-                        raise Unsupported(f"{_name(layer)} behind another activation")
+                if not is_nothing(activation):
+                    if not is_nothing(result.activation):
+                        raise Unsupported(f"{label(layer)} behind another activation")
                     result.activation, is_open = activation, False
                 continue
-            if result.scale or not is_open or not _is_norm(layer):
-                raise Unsupported(_name(layer))
-            scale, shift, result.eps = _affine(layer, channels)
+            if result.scale or not is_open or not is_norm(layer):
+                raise Unsupported(label(layer))
+            scale, shift, result.eps = affine_of(layer, channels)
             result.scale, result.shift = self._floats(scale), self._floats(shift)
         return result
 
@@ -321,143 +330,3 @@ class Describer:
         held = (kind * len(items))(*items)
         self._keep.append(held)
         return held
-
-
-def _name(layer: object) -> str:
-    name = type(layer).__name__
-    return f"{layer}" if len(f"{layer}") < 80 and "\n" not in f"{layer}" else name
-
-
-def _is_nothing(activation: Activation) -> bool:
-    return bool(activation.kind == _SLOPE and activation.slope == 1.0 and activation.cap == math.inf)
-
-
-def _is_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm, Scale))
-
-
-def _affine(layer: nn.Module, channels: int) -> tuple[Tensor, Tensor, float]:
-    """Scale and shift, each [C], and eps where it is a layer norm."""
-    if isinstance(layer, nn.BatchNorm2d):
-        return (*norm_affine(layer), 0.0)
-    if isinstance(layer, Scale):
-        return layer.factors, torch.zeros(channels), 0.0
-    assert isinstance(layer, nn.LayerNorm)
-    if tuple(layer.normalized_shape) != (channels,) or layer.eps <= 0:
-        raise Unsupported(_name(layer))
-    scale = torch.ones(channels) if layer.weight is None else layer.weight
-    shift = torch.zeros(channels) if getattr(layer, "bias", None) is None else layer.bias
-    return scale, shift, layer.eps
-
-
-_CANDIDATES = (
-    (Activation(_SLOPE, 1.0, math.inf), lambda x: x),
-    (Activation(_SLOPE, 0.0, math.inf), F.relu),
-    (Activation(_SLOPE, 0.0, 6.0), F.relu6),
-    (Activation(_SILU, 0.0, 0.0), F.silu),
-    (Activation(_HARD_SWISH, 0.0, 0.0), F.hardswish),
-    (Activation(_GELU, 0.0, 0.0), F.gelu),
-)
-
-
-@torch.no_grad()
-def _activation(layer: object) -> Activation | None:
-    """An activation, also of a class that nobody knows: it is tried out. None: it is something else."""
-    if not isinstance(layer, nn.Module) or any(True for _ in layer.parameters()) or any(True for _ in layer.buffers()):
-        return None
-    slope = activation_slope(layer)
-    if slope is not None:
-        return Activation(_SLOPE, slope, math.inf)
-    if isinstance(layer, (Scale, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear, nn.Flatten, nn.LayerNorm)):
-        return None
-    x = torch.linspace(-9.0, 9.0, 512).view(1, 8, 8, 8)
-    try:
-        y = layer(x.clone())
-    except Exception:  # whatever a layer that is no activation may raise
-        return None
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        return None
-    found = [activation for activation, meant in _CANDIDATES if torch.allclose(y, meant(x), rtol=1e-6, atol=1e-6)]
-    return found[0] if found else None
-
-
-def _take_pointwise(layers: list[Any]) -> list[nn.Module]:
-    """Take norms and activations from the front."""
-    taken: list[nn.Module] = []
-    while layers and isinstance(layers[0], nn.Module) and (_is_norm(layers[0]) or _activation(layers[0]) is not None):
-        if isinstance(layers[0], nn.LayerNorm):  # for the first plain unit
-            break
-        taken.append(layers.pop(0))
-    return taken
-
-
-def _check_pool(pool: nn.MaxPool2d) -> None:
-    def pair(value: Any) -> tuple[Any, Any]:
-        return value if isinstance(value, tuple) else (value, value)
-
-    if (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding), pair(pool.dilation), pool.ceil_mode) != (
-        (3, 3), (2, 2), (1, 1), (1, 1), False
-    ):  # fmt: skip
-        raise Unsupported(f"{pool}")
-
-
-def _is_basic(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)) or _activation(layer) is not None
-
-
-def _keeps_map(layer: nn.Module, is_last: bool) -> bool:
-    """Whether a layer gives a map: it is no pooling over everything, and no classifier."""
-    parts = list(layer.modules())
-    has_convolution = any(isinstance(part, nn.Conv2d) for part in parts)
-    return _is_basic(layer) or (
-        not is_last and has_convolution and not any(isinstance(part, nn.Linear) for part in parts)
-    )
-
-
-def _read(layer: nn.Module, channels: int) -> Reading:
-    try:
-        reading = read_unit(layer, torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0)))
-    except Undescribable as error:
-        raise Unsupported(f"{type(layer).__name__} ({error})") from error
-    if not reading.description.stages:
-        raise Unsupported(f"{type(layer).__name__}")
-    return reading
-
-
-def _split(layers: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], nn.Conv2d, Sequence[nn.Module]]:
-    """A shortcut's layers before its one convolution, that, and those behind it."""
-    at = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    if len(at) != 1:
-        raise Unsupported(f"{_name(layers[0])} in a shortcut")
-    conv = layers[at[0]]
-    assert isinstance(conv, nn.Conv2d)
-    return layers[: at[0]], conv, layers[at[0] + 1 :]
-
-
-@torch.no_grad()
-def _classifier(layers: Sequence[nn.Module], channels: int) -> tuple[nn.Conv2d, list[nn.Module]]:
-    """What makes logits of the last map, as a 1x1 convolution of the mean, and a layer norm before it, if there is one.
-
-    Heads are written in many ways, hence this one is tried out.
-    """
-    names = ", ".join(type(layer).__name__ for layer in layers)
-    parts = [part for layer in layers for part in layer.modules()]
-    norms: list[nn.Module] = [part for part in parts if isinstance(part, nn.LayerNorm)]
-    linear = [LinearConv(part) if isinstance(part, nn.Linear) else part for part in parts]
-    convs = [part for part in linear if isinstance(part, nn.Conv2d)]
-    if len(convs) != 1 or convs[0].in_channels != channels or convs[0].kernel_size != (1, 1) or len(norms) > 1:
-        raise Unsupported(f"the head ({names})")
-    x = torch.randn(2, channels, 3, 4, generator=torch.Generator().manual_seed(0))
-    mean = x.mean((2, 3))
-    if norms:
-        scale, shift, eps = _affine(norms[0], channels)
-        mean = F.layer_norm(mean, (channels,), scale, shift, eps)
-    expected = F.linear(mean, convs[0].weight.flatten(1), convs[0].bias)
-    try:
-        for layer in layers:
-            x = layer(x)
-    except Exception as error:  # whatever a head may raise on a map of this size
-        raise Unsupported(f"the head ({names})") from error
-    if not isinstance(x, Tensor) or x.shape != expected.shape or not torch.allclose(x, expected, rtol=1e-4, atol=1e-4):
-        raise Unsupported(f"the head ({names})")
-    return convs[0], norms
