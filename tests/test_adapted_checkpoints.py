@@ -16,10 +16,13 @@ from PIL import Image
 from torch import nn
 
 import sact
-from sact import cli
+from sact import adapted_checkpoints, cli
 from sact.adapted_checkpoints import read_base
 from sact.models.adapted import Base
 from sact.models.sources import LITE, load_network
+
+UNKNOWN = {"package": "os.path", "file": "../weights.pth", "sha256": "0" * 64, "extra": "imagenet"}
+"""A base that sact never wrote: its package would be imported."""
 
 
 def small() -> nn.Module:
@@ -105,9 +108,11 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     saved = {f"other.{index}": tensor for index, tensor in enumerate(small().state_dict().values())}
     torch.save(saved, package / "small.pth")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return Base(
+    base = Base(
         "small_weights", "small.pth", hashlib.sha256((package / "small.pth").read_bytes()).hexdigest(), "imagenet"
     )
+    monkeypatch.setattr(adapted_checkpoints, "BASES", [base])
+    return base
 
 
 def test_heads_alone_are_saved_where_a_package_has_the_weights(
@@ -144,7 +149,10 @@ def test_a_base_is_checked(tmp_path: Path, base: Base) -> None:
         (lambda fields: fields.pop("blocks"), "does not describe an adapted network"),
         (lambda fields: fields.update(output="last"), "does not describe an adapted network"),
         (lambda fields: fields.update(architecture="timm/no_such"), "cannot build no_such"),
-        (lambda fields: fields.update(architecture="elsewhere/net"), "must begin with timm/"),
+        (lambda fields: fields.update(architecture="elsewhere/net"), "does not describe an adapted network"),
+        (lambda fields: fields.update(architecture="timm/hf-hub:some/body"), "does not describe an adapted network"),
+        (lambda fields: fields["options"].update(checkpoint_path="weights.pth"), "checkpoint_path"),
+        (lambda fields: fields.update(base=UNKNOWN), "does not describe an adapted network"),
         (lambda fields: fields.update(architecture="timm/test_efficientnet"), "other tensors"),
         (lambda fields: fields.update(blocks=[["layer1.0", "nowhere"]]), "does not fit"),
         (lambda fields: fields["blocks"].pop(), "other score heads"),

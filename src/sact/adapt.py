@@ -186,7 +186,10 @@ def _find_runs(model: nn.Module, visits: dict[str, Visit], readings: _Readings) 
 
 def _check_names(model: nn.Module, blocks: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     modules = dict(model.named_modules())
-    if isinstance(blocks, str) or not all(isinstance(names, (list, tuple)) for names in blocks) or not blocks:
+    is_list = isinstance(blocks, (list, tuple)) and bool(blocks)
+    if not is_list or not all(
+        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) for names in blocks
+    ):
         raise InputError(
             f'blocks is {blocks!r}, but it must be a list of lists of names, like [["layer3.0", "layer3.1"]]'
         )

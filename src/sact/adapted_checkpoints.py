@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ from .errors import CheckpointError, InputError, MissingExtraError
 from .models.adapted import AdaptedConfig, AdaptedNetwork, Base
 from .models.architectures import build_architecture, find_architecture
 from .models.registry import check_eps
+from .models.sources import LITE
 from .scores import Halting
+
+ARCHITECTURE = re.compile(r"(timm|torchvision)/[A-Za-z0-9_.]+")
+OPTIONS = ("in_chans", "num_classes")
+BASES = [base for _, base in LITE.values()]
 
 ORIGINAL = "original."
 """Before the names of the network's own tensors."""
@@ -146,8 +152,13 @@ def _read_fields(fields: dict[str, Any], source: str) -> tuple[AdaptedConfig, Ba
         blocks = tuple(tuple(map(str, names)) for names in given.pop("blocks"))
         options = tuple(sorted(given.pop("options").items()))
         config = AdaptedConfig(blocks=blocks, options=options, **given)
-        if config.output not in OUTPUT_RULES or not isinstance(config.architecture, str):
+        # What a stranger's configuration names is built and imported: nothing but what sact itself would have written.
+        if config.output not in OUTPUT_RULES or not ARCHITECTURE.fullmatch(str(config.architecture)):
             raise ValueError(f"output {config.output!r}, architecture {config.architecture!r}")
+        if not all(name in OPTIONS and isinstance(value, int) for name, value in options):
+            raise ValueError(f"options {dict(options)!r}")
+        if base is not None and Base(**base) not in BASES:
+            raise ValueError(f"base {base!r}")
         check_eps(config.eps)
         return config, None if base is None else Base(**base)
     except (TypeError, KeyError, AttributeError, ValueError) as error:

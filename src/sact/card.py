@@ -40,6 +40,8 @@ TAGS = {"sact": "spatially-adaptive-computation-time", "act": "adaptive-computat
 PERCENTAGES = {
     "top1": ("top-1", ROUND_FLOOR),
     "top5": ("top-5", ROUND_FLOOR),
+    "agreement": ("pictures with the original's class", ROUND_FLOOR),
+    "sure_agreement": ("the same where the original is sure", ROUND_FLOOR),
     "plain_top1": ("top-1 of the plain network", ROUND_CEILING),
     "share": ("FLOPs, of the plain network's", ROUND_CEILING),
 }

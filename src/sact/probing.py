@@ -61,6 +61,8 @@ def observe(model: nn.Module, names: Collection[str] | None, channels: int, imag
     Raises:
         InputError: it does not run.
     """
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise InputError(f"image_size is {image_size!r}, but it must be a whole number of pixels, like 224")
     modules = {
         name: module
         for name, module in model.named_modules()
@@ -92,7 +94,7 @@ def image_channels(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
-    raise InputError(f"{type(model).__name__} has no convolution; sact.adapt takes convolutional residual networks")
+    raise InputError(f"{type(model).__name__} has no 2-D convolution; sact.adapt takes residual networks of such")
 
 
 @contextlib.contextmanager

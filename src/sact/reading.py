@@ -70,7 +70,8 @@ class _Function(nn.Module):
     def __init__(self, node: torch.fx.Node) -> None:
         super().__init__()
         self.target: Any = node.target
-        self.arguments: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: _Function)  # the tensor's place
+        place: Any = _Function  # of the tensor
+        self.arguments: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: place)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to the same, or whatever the function takes and gives."""

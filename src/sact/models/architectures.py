@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from functools import lru_cache
 from typing import Any
@@ -66,13 +67,18 @@ def build_architecture(architecture: str, options: dict[str, Any]) -> nn.Module:
         if library == "timm":
             network: nn.Module = require("timm", "timm").create_model(name, pretrained=False, **options)
         elif library == "torchvision":
-            network = require("torchvision", "tasks").models.get_model(name, weights=None, **options)
+            models = require("torchvision.models", "tasks")
+            if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+                options = options | {"weights_backbone": None}  # which would be downloaded
+            network = models.get_model(name, weights=None, **options)
         else:
             raise CheckpointError(f'architecture is "{architecture}", but it must begin with timm/ or torchvision/')
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{library} cannot build {name} with {options}: {error}; update {library}") from error
+        raise CheckpointError(
+            f"{library} cannot build {name} with {options}: {error}; update {library}, or save the checkpoint again"
+        ) from error
     return network
 
 
