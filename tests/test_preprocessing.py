@@ -148,7 +148,6 @@ def test_bad_imagenet_specification(wrong: dict[str, object], text: str) -> None
         preprocess(Image.new("RGB", (64, 64)), {"name": "imagenet"} | wrong)
 
 
-
 def test_unknown_name_lists_the_names() -> None:
     with pytest.raises(InputError, match="imagenet_sact, imagenet_torchvision, scenes"):
         preprocess(picture(), {"name": "nonsense"})
