@@ -60,7 +60,7 @@ def take(models: Sequence[str], out: Path, folder: Path) -> None:
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(address)
         is_scenes = (sact.from_pretrained(served[0]).preprocessing or {}).get("name") == "scenes"
-        choose(page, shown, "scene 2.png" if is_scenes else "chelsea.png")
+        choose(page, shown, "scene 2.png" if is_scenes else "coffee.png")
         save(page, out / "one.png")
         page.get_by_role("tab", name="Compare").click()
         page.wait_for_selector("#numbers-right .tile.time b:has-text('ms')")
