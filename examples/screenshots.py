@@ -60,7 +60,7 @@ def take(models: Sequence[str], out: Path, folder: Path) -> None:
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(address)
         is_scenes = (sact.from_pretrained(served[0]).preprocessing or {}).get("name") == "scenes"
-        choose(page, shown, "scene 2.png" if is_scenes else "coffee.png")
+        choose(page, shown, "scene 2.png" if is_scenes else "camera.png")
         save(page, out / "one.png")
         page.get_by_role("tab", name="Compare").click()
         page.wait_for_selector("#numbers-right .tile.time b:has-text('ms')")
@@ -105,9 +105,11 @@ def calibrated(name: str, folder: Path) -> str:
 def choose(page: Any, shown: Path, name: str) -> None:
     """Click on an example, and wait for the answer with its time."""
     page.wait_for_selector("#numbers .tile.time b:has-text('ms')")
+    before = page.locator("#numbers").inner_text()
     page.locator("#examples button").nth(sorted(file.name for file in shown.iterdir()).index(name)).click()
-    page.wait_for_selector("#numbers .tile.time b:has-text('…')")
+    page.wait_for_function("before => document.querySelector('#numbers').innerText != before", arg=before)
     page.wait_for_selector("#numbers .tile.time b:has-text('ms')")
+    page.wait_for_timeout(3000)  # the time comes after the classes
 
 
 def save(page: Any, path: Path) -> None:
