@@ -198,7 +198,7 @@ def hand_made(unit: type[nn.Module], **options: Any) -> sact.AdaptiveNetwork:
 
 
 @pytest.mark.filterwarnings("ignore:these units")
-@pytest.mark.parametrize("unit", [Everywhere, Strange])
+@pytest.mark.parametrize("unit", [Everywhere, pytest.param(Strange, marks=pytest.mark.slow)])
 def test_what_is_computed_everywhere(tmp_path: Path, unit: type[nn.Module]) -> None:
     model = hand_made(unit)
     written = sact.export(model, tmp_path / "model.onnx", size=SIZE, batch=2)
@@ -207,7 +207,7 @@ def test_what_is_computed_everywhere(tmp_path: Path, unit: type[nn.Module]) -> N
     assert len(ponder.blocks[0].units.unique()) > 1
 
 
-@pytest.mark.parametrize("halting", ["sact", "act", "none"])
+@pytest.mark.parametrize("halting", ["sact", "act", pytest.param("none", marks=pytest.mark.slow)])
 def test_dense_graph(tmp_path: Path, halting: str) -> None:
     model = small("cifar_resnet", halting)
     written = sact.export(model, tmp_path / "model.onnx", dense=True, size=32, batch=None if halting == "sact" else 4)
