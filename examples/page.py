@@ -110,7 +110,8 @@ def as_cards(examples: Sequence[Example]) -> dict[str, Any]:
 
 def card(example: Example, low: float, high: float) -> dict[str, Any]:
     """What the template needs for one example."""
-    picture = Image.fromarray(example.picture).resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
+    side = max(_PANEL, len(example.picture))  # a map is never larger than its picture
+    picture = Image.fromarray(example.picture).resize((side, side), Image.Resampling.LANCZOS)
     return {
         "image": data_uri(picture),
         "map": data_uri(Image.fromarray(colorize(example.map, low, high))),

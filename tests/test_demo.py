@@ -178,3 +178,24 @@ def test_pictures_round_to_the_pixels_they_came_from(demo: ModuleType) -> None:
     pixels = np.asarray(noise(32, 32, 0))
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().mul(2 / 255).sub(1)
     assert np.array_equal(np.asarray(Image.fromarray(demo.to_picture(image))), pixels)
+
+
+def test_photographs_larger_than_a_panel_have_cards(demo: ModuleType) -> None:
+    """The map keeps its positions; the picture is never smaller than it."""
+    import page
+
+    example = page.Example(
+        picture=np.zeros((260, 260, 3), np.uint8),
+        map=np.linspace(0, 1, 260 * 260, dtype=np.float32).reshape(260, 260),
+        truth="tripod", name="tripod", score=0.5, share=0.9, units=[1.0], auc=None,
+    )  # fmt: skip
+    cards = page.as_cards([example])
+    assert len(cards["cards"]) == 1 and cards["ticks"][0] == 0.0 and cards["ticks"][-1] == 1.0
+    assert cards["cards"][0]["overlay"].startswith("data:image/png")
+
+
+def test_no_photographs_of_a_network_that_is_not_adapted(demo: ModuleType) -> None:
+    import photos
+
+    with pytest.raises(sact.InputError, match="no adapted network"):
+        photos.classify_photographs("scenes")
