@@ -21,6 +21,7 @@ none, the network stays as it was trained.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from datetime import date
 from pathlib import Path
@@ -38,6 +39,8 @@ from sact.data.photo_folder import Photo, read_photos
 from sact.files import write_json
 from sact.maps import overlay
 
+CURVE = "curve.json"
+MARKER = "lite"
 WANTED = 0.95
 CALIBRATED_WITH = 96
 STEPS = 6
@@ -51,9 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=Path("runs/lite2"), help="what sact adapt wrote (%(default)s)")
     parser.add_argument("--photographs", type=Path, default=Path("runs/photographs"), help="folder (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("src/sact/weights/efficientnet_lite2"))
-    parser.add_argument("--marker", default="lite", help="the place of the table in the page (%(default)s)")
+    parser.add_argument("--marker", default=MARKER, help="the place of the table in the page (%(default)s)")
     parser.add_argument("--page", type=Path, default=Path("docs/adapt.md"))
+    parser.add_argument("--report", action="store_true", help="only fill the page with what was measured")
     options = parser.parse_args(arguments)
+    if not options.report:
+        measure(options)
+    report(options)
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Judge the network at budgets, choose one, and package the network with it."""
     model = sact.from_pretrained(options.model)
     assert isinstance(model, sact.AdaptedNetwork) and model.preprocessing is not None
     size = int(model.preprocessing["size"])
@@ -64,34 +76,43 @@ def main(arguments: list[str] | None = None) -> int:
     span = [least + (most - least) * step / STEPS for step in range(STEPS + 1)]
     original = as_it_was(model)
     rows: list[dict[str, Any]] = []
-    budget: float | None = None
-    shares: list[float | None] = [None, *reversed(span)]
-    for share in shares:
+    for share in [None, *reversed(span)]:
         model.budget = share
-        on_train, row = judge(model, original, chosen), judge(model, original, held_out)
-        rows.append({"budget": share, "train": on_train, "held_out": row})
-        seen = f"train {on_train['agreement']:.3f}, held out {row['agreement']:.3f} at {row['share']:.3f}"
-        print(f"budget {share}: {seen}")
-        if share is not None and on_train["agreement"] >= WANTED:
-            budget = share
-    model.budget = budget
-    after = judge(model, original, held_out)
-    print(f"chosen {model.budget}: {after}")
-    results: dict[str, Any] = {"after": after, "curve": rows, "budget": model.budget}
+        row: dict[str, Any] = {"budget": share, "train": judge(model, original, chosen)}
+        row["held_out"] = judge(model, original, held_out)
+        print(f"budget {share}: train {row['train']['agreement']:.3f}, held out {row['held_out']['agreement']:.3f}")
+        rows.append(row)
+    good = [row for row in rows if row["budget"] is not None and row["train"]["agreement"] >= WANTED]
+    best = good[-1] if good else rows[0]
+    model.budget = best["budget"]
     recipe = read_metadata(options.model).get("recipe", {})
-    kept = {"recipe": recipe, "results": headline(after) | {"after": after}, "licence": "apache-2.0"}
-    save_pretrained(model, options.out, picture=example(model), **kept)
-    write_json(options.model / "curve.json", results)
-    rule = f"the least of these at which {WANTED:.0%} of {len(chosen)} pictures of train/ have the original's class"
-    chosen_as = f"none, for there is not {rule}" if budget is None else rule
-    conditions = (
-        f"`python benchmarks/lite.py`, {date.today()}, {processor()} ({cores()} cores), torch {torch.__version__}; "
-        f"{len(held_out)} held-out pictures, kept apart from the {len(train)} it learned from by file; the budget in "
-        f"bold is the packaged one, {chosen_as}; ± of the FLOPs is the standard deviation over pictures, of the "
+    kept = {"recipe": recipe, "results": headline(best["held_out"]) | {"after": best["held_out"]}}
+    save_pretrained(model, options.out, picture=example(model), licence="apache-2.0", **kept)
+    measured = {
+        "curve": rows,
+        "budget": best["budget"],
+        "learned_from": len(train),
+        "conditions": f"{date.today()}, {processor()} ({cores()} cores), torch {torch.__version__}",
+    }
+    write_json(options.model / CURVE, measured)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Fill the page with what was measured."""
+    measured = json.loads((options.model / CURVE).read_text(encoding="utf-8"))
+    rows = measured["curve"]
+    pictures = f"{WANTED:.0%} of {rows[0]['train']['images']} pictures of train/ have the original's class"
+    bold = f"the least of these budgets at which {pictures}"
+    if measured["budget"] is None:
+        bold = f"the network as trained, as at none of these budgets {pictures}"
+    named = "" if options.marker == MARKER else f" --out {options.out} --marker {options.marker}"
+    caption = (
+        f"`python benchmarks/lite.py --model {options.model}{named}`, {measured['conditions']}; "
+        f"{rows[0]['held_out']['images']} held-out pictures, kept apart by file from the {measured['learned_from']} "
+        f"that it learned from; in bold {bold}; ± of the FLOPs is the standard deviation over pictures, of the "
         f"agreement its standard error; sure: the original's class has a score of {SURE:g} or more."
     )
-    fill(options.page, options.marker, table(rows, results, conditions))
-    return 0
+    fill(options.page, options.marker, table(rows, measured["budget"], caption))
 
 
 def read(folder: Path, size: int) -> list[Photo]:
@@ -108,7 +129,7 @@ def example(model: sact.AdaptedNetwork) -> Image.Image | None:
     return None if prediction.map is None else overlay(prediction.image, prediction.map)
 
 
-def table(rows: list[dict[str, Any]], results: dict[str, Any], conditions: str) -> str:
+def table(rows: list[dict[str, Any]], packaged: float | None, caption: str) -> str:
     """The page's block."""
     lines = [
         "| budget | FLOPs | the original's class | where the original is sure | pictures of train/ |",
@@ -118,12 +139,12 @@ def table(rows: list[dict[str, Any]], results: dict[str, Any], conditions: str) 
         own = row["held_out"]
         sure_error = math.sqrt(own["sure_agreement"] * (1 - own["sure_agreement"]) / own["sure_images"])
         sure = f"{down(own['sure_agreement'])} ± {up(sure_error)} of {own['sure_images']}"
-        mark = "**" if row["budget"] == results["budget"] else ""
+        mark = "**" if row["budget"] == packaged else ""
         agreement = f"{down(own['agreement'])} ± {up(error(own))} of {own['images']}"
         flops = f"{up(own['share'])} ± {up(own['share_std'])}"
         budget = "as trained" if row["budget"] is None else f"{row['budget']:.3f}"
         lines.append(f"| {mark}{budget}{mark} | {flops} | {agreement} | {sure} | {down(row['train']['agreement'])} |")
-    return "\n".join([*lines, "", conditions])
+    return "\n".join([*lines, "", caption])
 
 
 def error(one: dict[str, Any]) -> float:

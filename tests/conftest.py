@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -67,6 +67,15 @@ def _small_is_not_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test networks are small; without this the gather engine would run them dense."""
     monkeypatch.setattr(gather, "SMALL_INPUT", 0)
     monkeypatch.setattr(gather, "FEW_CHANNELS", 0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch, and so the CPU engine, in one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

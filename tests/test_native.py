@@ -37,14 +37,7 @@ KINDS = ["none", "act", "sact"]
 VECTOR_WIDTHS = {"avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
 
 compiled = needs_native
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import sact
 from sact.engines import native
 from sact.models.adapted import AdaptedNetwork
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 
 WHOLE = [
     "torchvision/mobilenet_v2",
@@ -31,14 +31,6 @@ WHOLE = [
     "timm/regnetx_002",
     "timm/convnext_atto",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

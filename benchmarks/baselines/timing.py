@@ -18,6 +18,7 @@ from torch import Tensor
 import sact
 from sact.bench.measure import REST, TOLERANCE, UNIT_TOLERANCE
 from sact.bench.peers import plain_network
+from sact.engines import Engine
 
 from .gumbel import GumbelNetwork, perforate
 from .ram import RecurrentAttention
@@ -64,10 +65,11 @@ def contestants(
             found.append(Contestant(name, "dense", "PyTorch", layers, undecided(layers), definition))
         else:
             found.append(Contestant(name, "dense", "PyTorch", network, definition, definition))
-        for way, engine in (("engine", "auto"), ("gather", "gather")):
+        ways: dict[str, Engine] = {"engine": "auto", "gather": "gather"}
+        for way, engine in ways.items():
             if way == "gather" and network.config.halting == "none":
                 continue  # it would be the dense network
-            fast = sact.compile(network, engine, freeze=True)  # type: ignore[arg-type]
+            fast = sact.compile(network, engine, freeze=True)
             runs_in = "PyTorch" if fast.engine == "gather" else f"the {fast.engine} engine"
             found.append(Contestant(name, way, runs_in, fast, answer_of(fast), definition))
     skipping = perforate(gumbel)

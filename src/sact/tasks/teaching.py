@@ -110,7 +110,8 @@ def teach(
     loader = DataLoader(views, lesson.batch_size, shuffle=True, drop_last=True, generator=generator)
     steps = len(loader)
     if not steps:
-        raise InputError(f"a batch of {lesson.batch_size} views is wanted, but there are {len(views)}; give more views")  # type: ignore[arg-type]
+        found = len(views)  # type: ignore[arg-type]  # map-style data sets have a length
+        raise InputError(f"a batch of {lesson.batch_size} views is wanted, but there are {found}; give more views")
     if teacher is None:
         teacher = model if lesson.learn == "heads" else copy.deepcopy(model)  # which else would learn as well
     groups = _parameters(model, lesson)
