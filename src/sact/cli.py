@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,7 +36,22 @@ Residual networks that decide, position by position, how many of their units to 
   sact adapt timm/resnet50 --images DIR --out model a trained network learns where to stop
   sact import-tf checkpoint --out model             the authors' released weights
   sact serve                                        a page: drop a photograph, turn the budget
+  sact detect street.jpg                            boxes, and the map of where the work went
+  sact segment street.jpg                           the same with a class for every pixel
+  sact compose --cutouts DIR --backgrounds DIR --out DIR   a data set for both, from cut-outs and photographs
+  sact saliency --dataset cat2000 DIR               ponder maps against where people looked
+  sact maps VIDEO --out DIR                         the ponder maps of many pictures
 """
+
+
+COMMANDS = (
+    ("detect", "detect_command", "boxes around objects, and where the work went"),
+    ("segment", "segment_command", "a class for every pixel, and where the work went"),
+    ("compose", "compose_command", "a data set of cut-outs on photographs, in COCO's format"),
+    ("saliency", "saliency.command", "ponder maps against where people looked"),
+    ("maps", "streaming.command", "ponder maps of folders, videos and large pictures"),
+)
+"""Verbs with a module of their own, which has `add_options` and `run`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,6 +109,8 @@ def make_parser() -> Parser:
     _add_import_tf(verbs)
     _add_export(verbs)
     _add_serve(verbs)
+    for verb, module, summary in COMMANDS:
+        _add_command(verbs, verb, module, summary)
     return parser
 
 
@@ -274,6 +292,14 @@ def _add_serve(verbs: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address; the default is reached from this machine alone")
     serve.add_argument("--port", type=int, help="default: the first free one from 7860")
     serve.set_defaults(run=run_serve)
+
+
+def _add_command(verbs: Any, verb: str, module: str, summary: str) -> None:
+    """A verb whose module describes it."""
+    command = import_module(f".{module}", __package__)
+    parser = verbs.add_parser(verb, help=summary, description=" ".join(command.__doc__.split()))
+    command.add_options(parser)
+    parser.set_defaults(run=command.run)
 
 
 def run_train(options: argparse.Namespace, rest: list[str]) -> None:

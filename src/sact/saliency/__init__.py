@@ -1,0 +1,1 @@
+"""Ponder maps as predictions of where people look."""

@@ -1,0 +1,13 @@
+"""Compare ponder maps with human eye fixations."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the verb."""

@@ -1,0 +1,1 @@
+"""Ponder maps of many pictures, one after the other."""
