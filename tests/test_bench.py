@@ -587,3 +587,13 @@ def test_roofline_counts_every_byte_once(cpu: ModuleType, tiny) -> None:
     for less, more in zip(fewest, found, strict=True):
         assert less.weight_bytes < more.weight_bytes
         assert less.activation_bytes < more.activation_bytes
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino"])
+def test_feature_maps_in_other_runtimes(name: str) -> None:
+    model = sact.create_model("resnet", units=[2, 1, 2], base_channels=4, features_only=True).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, plain = model(images), peers.plain_features(model)
+        for ours, theirs in zip(peers.prepare(name, plain, images, 1)(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,32 @@ from torch import Tensor, nn
 from ..errors import require
 from ..models import AdaptedNetwork, AdaptiveNetwork, Network
 
-Run = Callable[[Tensor], Tensor]
-"""Images float32 [N, C, H, W] in, logits [N, classes] out."""
+Run = Callable[[Tensor], Any]
+"""Images float32 [N, C, H, W] in; logits [N, classes] out, or the list of feature maps of a network that gives those."""
 
 PEERS = ("eager", "compile", "onnxruntime", "openvino")
 """Eager PyTorch, torch.compile with frozen weights, ONNX Runtime and OpenVINO."""
+
+
+class _Features(nn.Module):
+    """Layers that give the output of every block."""
+
+    def __init__(self, model: Network) -> None:
+        super().__init__()
+        self.stem = model.stem
+        self.blocks = nn.ModuleList(nn.Sequential(*block.units) for block in model.blocks)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.stem(images), []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+def plain_features(model: Network) -> nn.Module:
+    """As `plain_network`, of a network without classifier: images to feature maps."""
+    return copy.deepcopy(_Features(model)).eval()
 
 
 def plain_network(model: AdaptiveNetwork) -> nn.Module:
@@ -54,7 +76,7 @@ def prepare(name: str, plain: nn.Module, images: Tensor, threads: int) -> Run:
 
     Args:
         name: which.
-        plain: as `plain_network` makes it; it is copied.
+        plain: as `plain_network` or `plain_features` makes it; it is copied.
         images: float32 [N, C, H, W]; the runtimes are set up for this shape.
         threads: of the runtimes that do not follow PyTorch's own number.
 
@@ -79,9 +101,8 @@ def _eager(plain: nn.Module, images: Tensor) -> Run:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         network = copy.deepcopy(plain).to(memory_format=memory_format)
 
-        def run(images: Tensor, network: nn.Module = network, layout: torch.memory_format = memory_format) -> Tensor:
-            logits: Tensor = network(images.contiguous(memory_format=layout))
-            return logits
+        def run(images: Tensor, network: nn.Module = network, layout: torch.memory_format = memory_format) -> Any:
+            return network(images.contiguous(memory_format=layout))
 
         run(images)
         start = time.perf_counter()
@@ -112,8 +133,8 @@ def _onnxruntime(plain: nn.Module, images: Tensor, threads: int) -> Run:
             str(_export(plain, images, Path(folder))), options, providers=["CPUExecutionProvider"]
         )
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    def run(images: Tensor) -> Any:
+        return _one_or_all([torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})])
 
     return run
 
@@ -130,17 +151,20 @@ def _openvino(plain: nn.Module, images: Tensor, threads: int) -> Run:
         compiled = openvino.Core().compile_model(str(_export(plain, images, Path(folder))), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer([images.numpy()], share_inputs=True, share_outputs=False)[0])
+    def run(images: Tensor) -> Any:
+        arrays = request.infer([images.numpy()], share_inputs=True, share_outputs=False).values()
+        return _one_or_all([torch.from_numpy(array) for array in arrays])
 
     return run
+
+
+def _one_or_all(outputs: list[Tensor]) -> Tensor | list[Tensor]:
+    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _export(plain: nn.Module, images: Tensor, folder: Path) -> Path:
     path = folder / "plain.onnx"
     with warnings.catch_warnings():  # tracing takes the sizes of this shape for constants, which is wanted
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            copy.deepcopy(plain), (images,), path, dynamo=False, input_names=["images"], output_names=["logits"]
-        )
+        torch.onnx.export(copy.deepcopy(plain), (images,), path, dynamo=False, input_names=["images"])
     return path
