@@ -17,7 +17,7 @@ from ..errors import require
 from ..models import AdaptedNetwork, AdaptiveNetwork, Network
 
 Run = Callable[[Tensor], Any]
-"""Images float32 [N, C, H, W] in; logits [N, classes] out, or the list of feature maps of a network that gives those."""
+"""Images float32 [N, C, H, W] in; logits [N, classes] out, or the list of feature maps of one that gives those."""
 
 PEERS = ("eager", "compile", "onnxruntime", "openvino")
 """Eager PyTorch, torch.compile with frozen weights, ONNX Runtime and OpenVINO."""
