@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FULL = (6, 8, 4)
 DEPTHS = [FULL, (4, 5, 3), (2, 3, 2)]
+QUALITIES = ("top1", "map", "miou")
+"""What results are told by, the first of these that they have."""
 TAUS = {"sact": [0.01, 0.02, 0.04, 0.08], "act": [0.01, 0.02, 0.04]}
 
 
@@ -100,10 +102,9 @@ class Study:
         if not (out / "results.json").is_file():  # a terminated run ends without an error
             raise RuntimeError(f"{name} was stopped before it was finished; run the same command again")
         results = json.loads((out / "results.json").read_text())
-        print(
-            f"{name}: top-1 {results['top1']:.4f} on validation, FLOPs {results['flops']['mean'] / 1e6:.1f} M",
-            flush=True,
-        )
+        quality = next(key for key in QUALITIES if key in results)
+        flops = results["flops"]["mean"] / 1e6
+        print(f"{name}: {quality} {results[quality]:.4f} on validation, FLOPs {flops:.1f} M", flush=True)
 
 
 def main() -> None:
