@@ -49,7 +49,12 @@ def is_image(path: str | os.PathLike[str]) -> bool:
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
+def open_image(
+    path: str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    min_side: int | None = None,
+    keep_transparency: bool = False,
+) -> Image.Image:
     """Read a JPEG, PNG or WebP file as an 8-bit RGB picture, upright.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes,
@@ -60,9 +65,10 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
         max_pixels: refuse pictures of more pixels (width x height, read from the header before decoding). Pillow's own
             protection stays on, so that values above 178 million have no further effect.
         min_side: when given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its sides not below this; faster.
+        keep_transparency: a picture with transparency comes back as RGBA instead of composited.
 
     Returns:
-        RGB picture.
+        RGB picture; RGBA where transparency is there and kept.
 
     Raises:
         InputError: the file is missing, empty, not a picture of these formats, damaged, truncated, or too large.
@@ -102,7 +108,10 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, min_s
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            return _to_rgb(_upright(image))
+            upright = _upright(image)
+            if keep_transparency and upright.has_transparency_data:
+                return upright.convert("RGBA")
+            return _to_rgb(upright)
         except _DAMAGE as error:
             raise InputError(
                 f"the image file {str(file)!r} is damaged or truncated ({error}); write or download it again"

@@ -113,13 +113,20 @@ def _skimage_files() -> dict[str, Path]:
     return {f"skimage/{Path(name).stem}": folder / name for name in _SKIMAGE if (folder / name).is_file()}
 
 
-def find_photographs(folder: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+def is_desktop(folder: Path) -> bool:
+    """Whether a folder is one of desktop backgrounds, where sizes, light and dark variants, and drawings are known."""
+    return any(folder.resolve().is_relative_to(root) for root in DESKTOP_FOLDERS)
+
+
+def find_photographs(folder: str | os.PathLike[str] | None = None, desktop: bool = False) -> dict[str, Path]:
     """Candidate pictures by name, one file for each picture that is there in several sizes.
 
     Args:
         folder: searched with its subfolders for JPEG, PNG and WebP files of at least 64 pixels on the short side. None
             for the desktop backgrounds of this machine (GNOME, MATE, Plasma; at least 640 pixels) and scikit-image's
             photographs.
+        desktop: the folder holds desktop backgrounds, of which drawings and small or square pictures are left out, see
+            `is_desktop`.
 
     Returns:
         Name -> file, in the order of names.
@@ -131,7 +138,7 @@ def find_photographs(folder: str | os.PathLike[str] | None = None) -> dict[str, 
         root = Path(folder).expanduser()
         if not root.is_dir():
             raise InputError(f"there is no folder {str(root)!r} of background pictures; check the path")
-        found = _largest_of_each(root, desktop=False)
+        found = _largest_of_each(root, desktop)
     else:
         found = _skimage_files()
         for root in DESKTOP_FOLDERS:
@@ -144,7 +151,7 @@ def _is_drawing(pixels: np.ndarray) -> bool:
     return bool((luma[:, 1:] == luma[:, :-1]).mean() > _MAX_EQUAL_NEIGHBOURS)
 
 
-def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
+def decode_photograph(file: Path, side: int, drawings: bool) -> np.ndarray:
     """The picture reduced to `side` on its short side; empty where damaged or an unwanted drawing. Cached on disk."""
     status = file.stat()
     key = f"{_CACHE_VERSION}|{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{side}|{drawings}"
@@ -175,25 +182,28 @@ def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
     return pixels
 
 
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+def grey_thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """A picture, uint8 [H, W, 3], as 256 numbers of mean about 0 and norm 1; their products are correlations."""
     grey = Image.fromarray(pixels).convert("L").resize((16, 16), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.float64)
     values -= values.mean()
     return values.ravel() / max(float(np.sqrt((values**2).sum())), 1e-9)
 
 
-def _without_repeats(photographs: list[Photograph]) -> list[Photograph]:
+def without_repeats(photographs: list[Photograph]) -> list[Photograph]:
+    """The photographs less those of which a recoloured or rescaled version came before."""
     kept: list[Photograph] = []
     seen = np.empty((0, 256))
     for photograph in photographs:
-        thumbnail = _thumbnail(photograph.pixels)
+        thumbnail = grey_thumbnail(photograph.pixels)
         if not seen.size or float((seen @ thumbnail).max()) < _SAME_PICTURE:
             kept.append(photograph)
             seen = np.vstack([seen, thumbnail])
     return kept
 
 
-def _fraction(name: str) -> float:
+def name_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -216,11 +226,11 @@ def split_names(names: list[str]) -> dict[str, list[str]]:
         raise InputError(
             f"{len(names)} background pictures cannot be divided into train, val and test; give at least 3"
         )
-    ordered = sorted(names, key=lambda name: (_fraction(name), name))
+    ordered = sorted(names, key=lambda name: (name_fraction(name), name))
     by_hash = {
-        "train": [name for name in ordered if _fraction(name) < _TRAIN],
-        "val": [name for name in ordered if _TRAIN <= _fraction(name) < _TRAIN_VAL],
-        "test": [name for name in ordered if _fraction(name) >= _TRAIN_VAL],
+        "train": [name for name in ordered if name_fraction(name) < _TRAIN],
+        "val": [name for name in ordered if _TRAIN <= name_fraction(name) < _TRAIN_VAL],
+        "test": [name for name in ordered if name_fraction(name) >= _TRAIN_VAL],
     }
     if all(by_hash.values()):
         return by_hash
@@ -240,12 +250,12 @@ def _load_all(folder: str | None, side: int) -> dict[str, list[Photograph]]:
     where = "on this machine" if folder is None else f"in {folder!r}"
     if len(files) > MAX_PER_SPLIT * 3:
         # A sample by hash, so that a folder of a million pictures neither fills the memory nor takes an hour.
-        chosen = sorted(files, key=lambda name: (_fraction("sample|" + name), name))[: MAX_PER_SPLIT * 3]
+        chosen = sorted(files, key=lambda name: (name_fraction("sample|" + name), name))[: MAX_PER_SPLIT * 3]
         files = {name: files[name] for name in sorted(chosen)}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        arrays = list(pool.map(lambda file: _decode(file, side, drawings=folder is not None), files.values()))
+        arrays = list(pool.map(lambda file: decode_photograph(file, side, drawings=folder is not None), files.values()))
     found = [Photograph(name, pixels) for name, pixels in zip(files, arrays, strict=True) if pixels.size]
-    found = _without_repeats(found)
+    found = without_repeats(found)
     if len(found) < len(SPLITS):
         raise InputError(f"only {len(found)} photographs for backgrounds were found {where}, 3 are needed; {remedy}")
     by_name = {photograph.name: photograph for photograph in found}
