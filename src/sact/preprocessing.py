@@ -111,7 +111,7 @@ def open_image(
             upright = _upright(image)
             if keep_transparency and upright.has_transparency_data:
                 return upright.convert("RGBA")
-            return _to_rgb(upright)
+            return to_rgb(upright)
         except _DAMAGE as error:
             raise InputError(
                 f"the image file {str(file)!r} is damaged or truncated ({error}); write or download it again"
@@ -126,7 +126,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A copy in 8-bit RGB, of a picture of any mode; see `open_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion to RGB clips at 255 instead of scaling.
         values = np.asarray(image).astype(np.float64)
@@ -317,7 +318,7 @@ def _resolve(spec: Mapping[str, Any]) -> tuple[_Preprocessing, int]:
 
 def _as_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        return to_rgb(image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise InputError(
