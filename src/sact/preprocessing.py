@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
@@ -116,6 +116,23 @@ def open_image(
             raise InputError(
                 f"the image file {str(file)!r} is damaged or truncated ({error}); write or download it again"
             ) from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int, bool] | None:
+    """Read an image's size from its header, without decoding the pixels.
+
+    Returns:
+        Width and height as stored, and whether the EXIF orientation turns the image by a quarter, so that they change
+        places; None if this is no JPEG, PNG or WebP image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return image.width, image.height, turned
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
