@@ -148,6 +148,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion to RGB clips at 255 instead of scaling.
         values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InputError("the image holds NaN or infinite values; check how it was computed")
         grey = np.round(values / 257.0 if values.max() > 255 or image.mode.startswith("I;16") else values)
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -333,7 +335,15 @@ def _resolve(spec: Mapping[str, Any]) -> tuple[_Preprocessing, int]:
     return chosen, size
 
 
-def _as_picture(image: ImageLike) -> Image.Image:
+def as_picture(image: ImageLike) -> Image.Image:
+    """An image as an 8-bit RGB picture; a file upright, anything else as its pixels lie.
+
+    Args:
+        image: PIL picture of any mode, path of a file (see `open_image`), or uint8 array [H, W, 3].
+
+    Raises:
+        InputError: it is none of these, cannot be read, or holds NaN or infinite values.
+    """
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, np.ndarray):
@@ -375,7 +385,7 @@ def preprocess(image: ImageLike, spec: Mapping[str, Any]) -> Tensor:
         The authors' `preprocessing/inception_preprocessing.py` and `cifar_data_provider.py`.
     """
     chosen, size = _resolve(spec)
-    return chosen.normalise(chosen.view(_as_picture(image), size))
+    return chosen.normalise(chosen.view(as_picture(image), size))
 
 
 def normalise(pixels: Tensor, spec: Mapping[str, Any]) -> Tensor:
@@ -405,5 +415,5 @@ def display_image(image: ImageLike, spec: Mapping[str, Any]) -> Image.Image:
         InputError: as in `preprocess`.
     """
     chosen, size = _resolve(spec)
-    pixels = to_bytes(chosen.view(_as_picture(image), size))
+    pixels = to_bytes(chosen.view(as_picture(image), size))
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
