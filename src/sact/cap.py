@@ -93,6 +93,23 @@ def within_cap(model: AdaptiveNetwork, run_block: RunBlock, images: Tensor) -> R
     """
     if model.cap is None or isinstance(run_block, _FirstUnits) or images.is_meta:
         return run_block
+    allowance = allowance_of(model, images)
+
+    def run_within(
+        block: Block, x: Tensor, keep_distribution: bool = False, allowance: Allowance | None = allowance
+    ) -> tuple[Tensor, BlockPonder]:
+        return run_block(block, x, keep_distribution, allowance)
+
+    return run_within
+
+
+def allowance_of(model: AdaptiveNetwork, images: Tensor) -> Allowance:
+    """What these images may spend beyond what always runs, in a network with a cap.
+
+    Raises:
+        InputError: what always runs costs more than the cap.
+    """
+    assert model.cap is not None
     least, dense = bounds(model, images)
     limit = math.floor(model.cap * dense)
     if limit < least:
@@ -101,14 +118,7 @@ def within_cap(model: AdaptiveNetwork, run_block: RunBlock, images: Tensor) -> R
             f"the cap is {model.cap:g} of the dense FLOPs, but at {height}x{width} pixels what always runs takes "
             f"{math.ceil(1e4 * least / dense) / 1e4:g}; set model.cap to that or more, or to None for no cap"
         )
-    allowance = Allowance(torch.full((len(images),), limit - least, dtype=torch.int64, device=images.device))
-
-    def run_within(
-        block: Block, x: Tensor, keep_distribution: bool = False, allowance: Allowance | None = allowance
-    ) -> tuple[Tensor, BlockPonder]:
-        return run_block(block, x, keep_distribution, allowance)
-
-    return run_within
+    return Allowance(torch.full((len(images),), limit - least, dtype=torch.int64, device=images.device))
 
 
 def check_cap(model: AdaptiveNetwork, cap: object) -> float | None:
