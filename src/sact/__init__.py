@@ -11,7 +11,18 @@ from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pre
 from .compiled import compile
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
 from .exporting import export
-from .models import AdaptedNetwork, AdaptiveNetwork, Network, create_model, list_models
+from .models import (
+    AdaptedNetwork,
+    AdaptiveNetwork,
+    Detector,
+    Network,
+    Segmenter,
+    create_detector,
+    create_model,
+    create_segmenter,
+    list_models,
+)
+from .padded import PaddedPonder
 from .ponder import BlockPonder, Ponder
 from .predict import Prediction, predict
 from .preprocessing import list_preprocessing, preprocess
@@ -23,17 +34,22 @@ __all__ = [
     "BlockPonder",
     "Calibration",
     "CheckpointError",
+    "Detector",
     "InputError",
     "MissingExtraError",
     "Network",
+    "PaddedPonder",
     "Ponder",
     "Prediction",
     "RecipeError",
     "SactError",
+    "Segmenter",
     "adapt",
     "calibrate",
     "compile",
+    "create_detector",
     "create_model",
+    "create_segmenter",
     "export",
     "from_pretrained",
     "import_tf_checkpoint",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adapt import adapt
 from .calibration import calibrate
-from .checkpoints import from_pretrained, save_pretrained
+from .checkpoints import pretrained_network, save_pretrained
 from .compiled import compile
 from .data.photo_folder import Photo, Photos, Views, read_photos
 from .errors import InputError, require
@@ -101,7 +101,7 @@ def load(options: argparse.Namespace) -> AdaptedNetwork:
         InputError: the folder holds a network of another kind.
     """
     if Path(options.model).is_dir():
-        saved = from_pretrained(options.model)
+        saved = pretrained_network(options.model)
         if not isinstance(saved, AdaptedNetwork):
             raise InputError(f"{options.model} is a network of sact's own; train it with sact train")
         model = saved

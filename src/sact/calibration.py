@@ -19,6 +19,7 @@ from .compiled import CompiledNetwork
 from .compiled import compile as compile_network
 from .errors import InputError
 from .models import AdaptiveNetwork
+from .models.dense import check_network
 from .predict import find_images
 from .preprocessing import open_image, preprocess
 
@@ -59,6 +60,7 @@ def calibrate(
     Raises:
         InputError: the network is plain or has nothing to skip, there are no images, or they cannot be used.
     """
+    check_network(model)
     network = model.model if isinstance(model, CompiledNetwork) else model
     if not isinstance(network, AdaptiveNetwork):
         raise InputError(f"calibrate takes a network, got {type(model).__name__}; load one with sact.from_pretrained")

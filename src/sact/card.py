@@ -12,9 +12,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import InputError
+from .models.dense import DenseModel, extractor
 
 if TYPE_CHECKING:
     from .models.adaptive import AdaptiveNetwork
+
+    Model = AdaptiveNetwork | DenseModel
 
 CARD_NAME = "README.md"
 PICTURE_NAME = "ponder.png"
@@ -49,7 +52,7 @@ PERCENTAGES = {
 _MARK = re.compile(r"<!-- Written by sact \(([0-9a-f]{16})\)[^>]*-->\n*\Z")
 
 
-def model_card(model: AdaptiveNetwork, metadata: Mapping[str, Any], picture: str | None = None) -> str:
+def model_card(model: Model, metadata: Mapping[str, Any], picture: str | None = None) -> str:
     """The text of a card in Hugging Face's format, Markdown behind YAML.
 
     Args:
@@ -112,10 +115,10 @@ def is_unedited(card: str) -> bool:
     return mark is not None and mark[1] == _digest(card[: mark.start()])
 
 
-def _front_matter(model: AdaptiveNetwork, name: str, licence: Any, dataset: Any, results: Mapping[str, Any]) -> str:
+def _front_matter(model: Model, name: str, licence: Any, dataset: Any, results: Mapping[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-feature-extraction" if model.config.features_only else "image-classification"
+    task = _hub_task(model)
     measured = []
     if dataset is not None:
         for key, metric in (("top1", "accuracy"), ("top5", "top_5_accuracy"), ("share", "flops_share")):
@@ -136,22 +139,33 @@ def _front_matter(model: AdaptiveNetwork, name: str, licence: Any, dataset: Any,
     return str(data.to_yaml()).strip()
 
 
-def _name(model: AdaptiveNetwork) -> str:
+def _hub_task(model: Model) -> str:
+    if isinstance(model, DenseModel):
+        return "object-detection" if model.config.family == "faster_rcnn" else "image-segmentation"
+    return "image-feature-extraction" if model.config.features_only else "image-classification"
+
+
+def _name(model: Model) -> str:
     described = model.config.to_dict()
     kind = str(described.get("architecture") or described.get("family") or "network").split("/")[-1]
-    units = "-".join(str(len(block.units)) for block in model.blocks)
+    units = "-".join(str(len(block.units)) for block in extractor(model).blocks)
     return f"{kind} {units} ({'plain' if model.config.halting == 'none' else model.config.halting.upper()})"
 
 
-def _task(model: AdaptiveNetwork) -> str:
+def _task(model: Model) -> str:
+    if isinstance(model, DenseModel):
+        what = "Detection of objects of" if model.config.family == "faster_rcnn" else "Segmentation of images into"
+        return f"{what} {model.config.num_classes} classes, on the features of a residual network"
     if model.config.features_only:
         return "Feature maps of images, by a residual network"
     return f"Classification of images into {model.config.num_classes} classes, by a residual network"
 
 
-def _example(model: AdaptiveNetwork) -> str:
-    config = model.config
+def _example(model: Model) -> str:
     load = 'import sact\n\nmodel = sact.compile(sact.from_pretrained("FOLDER_OR_HUB_ID"))  # skips what has stopped\n'
+    if isinstance(model, DenseModel):
+        return _dense_example(load, model.config.family)
+    config = model.config
     if model.preprocessing is not None and not config.features_only:
         return load + (
             'prediction = sact.predict(model, "photo.jpg")\n'
@@ -162,6 +176,17 @@ def _example(model: AdaptiveNetwork) -> str:
         f"images = torch.zeros(1, {config.in_channels}, 224, 224)  # yours, prepared as in training\n"
         f"{output}, ponder = model(images, return_ponder=True)\n"
         "ponder.flops  # [1], what it spent\n"
+    )
+
+
+def _dense_example(load: str, family: str) -> str:
+    verb = "detect" if family == "faster_rcnn" else "segment"
+    images = "[torch.rand(3, 480, 640)]" if family == "faster_rcnn" else "torch.rand(1, 3, 480, 640)"
+    return f"import torch\n{load}" + (
+        f"images = {images}  # yours, in [0, 1]\n"
+        "answers, ponder = model(images, return_ponder=True)\n"
+        "ponder.flops  # [1], what its extractor spent\n"
+        f'result = sact.{verb}(model, "photo.jpg")  # the same from a file\n'
     )
 
 
@@ -200,21 +225,36 @@ def _block_rows(blocks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _network(model: AdaptiveNetwork) -> str:
-    config = model.config
+def _network(model: Model) -> str:
+    network = extractor(model)
+    config = network.config
     described = config.to_dict()
-    preprocessing = "" if model.preprocessing is None else f"`{json.dumps(model.preprocessing)}`"
+    preprocessing = "" if network.preprocessing is None else f"`{json.dumps(network.preprocessing)}`"
+    given = _dense_rows(model) if isinstance(model, DenseModel) else []
     rows = [
+        *given,
         ("architecture", _line(described.get("architecture") or described.get("family"))),
-        ("units per block", ", ".join(str(len(block.units)) for block in model.blocks)),
+        ("units per block", ", ".join(str(len(block.units)) for block in network.blocks)),
         ("width of the first block", _line(described.get("base_channels", ""))),
         ("halting", "none" if config.halting == "none" else f"{config.halting}, eps {config.eps:g}"),
+        ("output stride", _line(described.get("output_stride") or "")),
         ("classes", "" if config.features_only else str(config.num_classes)),
         ("channels of an image", str(config.in_channels)),
         ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
         ("preprocessing", preprocessing),
     ]
     return f"## Network\n\n{_table(('what', 'value'), [row for row in rows if row[1]])}"
+
+
+def _dense_rows(model: DenseModel) -> list[tuple[str, str]]:
+    """What stands around the extractor."""
+    described = model.config.to_dict()
+    rows = [("model", _line(described["family"])), ("classes", str(model.config.num_classes))]
+    for name in ("form", "head", "min_size", "max_size", "image_mean", "image_std"):
+        if name in described:
+            value = described[name]
+            rows.append((name, _line(", ".join(map(str, value)) if isinstance(value, tuple) else value)))
+    return rows
 
 
 def _portable(recipe: Mapping[str, Any]) -> dict[str, Any]:

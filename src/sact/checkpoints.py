@@ -11,16 +11,19 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .adapted_checkpoints import describe_adapted, load_adapted, tensors_of
 from .budget import describe_budget, restore_budget
 from .card import CARD_NAME, PICTURE_NAME, as_json, is_unedited, model_card
+from .dense_checkpoints import DENSE_FAMILIES, load_dense, tensors_of_dense
 from .errors import CheckpointError, InputError
 from .files import replacing, write_text
 from .models.adapted import AdaptedNetwork
 from .models.adaptive import AdaptiveNetwork
+from .models.dense import DenseModel, check_network, extractor
 from .models.network import Network
 from .models.registry import build, config_from_dict
 from .scores import Halting
@@ -33,17 +36,23 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def save_pretrained(
-    model: AdaptiveNetwork, folder: str | Path, picture: Image.Image | None = None, **metadata: Any
+    model: AdaptiveNetwork | DenseModel,
+    folder: str | Path,
+    picture: Image.Image | None = None,
+    half: bool = False,
+    **metadata: Any,
 ) -> None:
-    """Write a network to a folder, each file whole or not at all.
+    """Write a network, detector or segmenter to a folder, each file whole or not at all.
 
     The folder receives `config.json`, `model.safetensors`, a model card `README.md` (see `model_card`), unless there is
     one that somebody wrote or edited, and the picture.
 
     Args:
-        model: any network of this library.
+        model: any network of this library, or a detector or segmenter; compiled ones are saved as they were before.
         folder: created if it does not exist.
         picture: shown in the card and written as `ponder.png`; without one, such a file that is there is shown.
+        half: store the weights of layers in float16, which halves the file; norms and biases stay as they are, and all
+            is float32 again when it is loaded.
         **metadata: JSON-able facts to keep in the configuration (metrics, the recipe, a licence).
 
     Raises:
@@ -51,21 +60,23 @@ def save_pretrained(
         InputError: the metadata is not JSON-able, or the picture is none.
     """
     folder = Path(folder)
+    network = extractor(model)
     config = {
         "format": FORMAT,
         "network": describe_adapted(model) if isinstance(model, AdaptedNetwork) else model.config.to_dict(),
-        "preprocessing": model.preprocessing,
+        "preprocessing": None if isinstance(model, DenseModel) else model.preprocessing,
         "class_names": model.class_names,
         "metadata": metadata,
     }
-    config |= describe_budget(model)
+    config |= describe_budget(network)
     if picture is not None and not isinstance(picture, Image.Image):
         raise InputError(f"the picture is {type(picture).__name__}, but it must be a PIL image; see PIL.Image.open")
     text = json.dumps(as_json(config), indent=2) + "\n"
     shown = picture is not None or (folder / PICTURE_NAME).is_file()
     card = model_card(model, metadata, PICTURE_NAME if shown else None)
-    held = tensors_of(model) if isinstance(model, AdaptedNetwork) else model.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _held(model).items()}
+    if half:
+        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
     try:
         with replacing(folder / WEIGHTS_NAME) as path:
             safetensors.torch.save_file(tensors, path)
@@ -79,10 +90,21 @@ def save_pretrained(
         raise CheckpointError(f"the checkpoint could not be written to {folder}: {error}") from error
 
 
+def _held(model: AdaptiveNetwork | DenseModel) -> dict[str, Tensor]:
+    if isinstance(model, DenseModel):
+        return tensors_of_dense(model)
+    return tensors_of(model) if isinstance(model, AdaptedNetwork) else dict(model.state_dict())
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In float16 where it is the weight of a layer; norms know variances that float16 cannot hold."""
+    return tensor.half() if tensor.dtype == torch.float32 and tensor.dim() > 1 else tensor
+
+
 def from_pretrained(
     source: str | Path, halting: Halting | None = None, eps: float | None = None, features_only: bool | None = None
-) -> AdaptiveNetwork:
-    """Load a network, in evaluation mode.
+) -> Any:
+    """Load a network, detector or segmenter, in evaluation mode.
 
     Args:
         source: a folder written by `save_pretrained`, the name of a network that ships with the package (see
@@ -92,24 +114,47 @@ def from_pretrained(
         eps: override the saved threshold, in (0, 1). Another `eps` or `halting` drops calibration, budget and cap.
         features_only: True makes a classifier a backbone, which returns the blocks' outputs; its head is left out.
 
+    Returns:
+        What was saved: an `AdaptiveNetwork`, a `Detector` or a `Segmenter`.
+
     Raises:
         CheckpointError: nothing is there, the files are damaged or of another network, or `features_only` is False and
             the network was saved without a classifier.
         InputError: `halting` or `eps` is out of range.
+        MissingExtraError: a detector or segmenter, and torchvision is not installed.
     """
     folder = _locate(source)
     config = read_config(folder)
-    model: AdaptiveNetwork
-    if config["network"].get("family") == "adapted":
-        if features_only is not None:
-            raise CheckpointError(f"{source} is an adapted network, made as it is; leave out features_only")
+    model: AdaptiveNetwork | DenseModel
+    family = config["network"].get("family")
+    if features_only is not None and family in ("adapted", *DENSE_FAMILIES):
+        kind = "an adapted network" if family == "adapted" else "a detector or segmenter"
+        raise CheckpointError(f"{source} is {kind}, made as it is; leave out features_only")
+    if family in DENSE_FAMILIES:
+        model = load_dense(config["network"], read_weights(folder / WEIGHTS_NAME), str(source), halting, eps)
+        config = config | {"network": config["network"]["backbone"]}
+    elif family == "adapted":
         model = load_adapted(config["network"], read_weights(folder / WEIGHTS_NAME), str(source), halting, eps)
     else:
         model = _load_own(folder, config["network"], str(source), halting, eps, features_only)
-    model.preprocessing = config.get("preprocessing")
+    if isinstance(model, AdaptiveNetwork):
+        model.preprocessing = config.get("preprocessing")
     model.class_names = config.get("class_names")
-    restore_budget(model, config)
+    restore_budget(extractor(model), config)
     return model.eval()
+
+
+def pretrained_network(source: str | Path, halting: Halting | None = None, eps: float | None = None) -> AdaptiveNetwork:
+    """As `from_pretrained`, where a network by itself is needed.
+
+    Raises:
+        CheckpointError: as `from_pretrained`.
+        InputError: it is a detector or segmenter.
+    """
+    model = from_pretrained(source, halting, eps)
+    check_network(model, str(source))
+    network: AdaptiveNetwork = model
+    return network
 
 
 def _load_own(
@@ -197,7 +242,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy or save it again") from error
 
 
-def load_weights(model: Network, tensors: dict[str, Tensor], source: str, fresh_scores: bool = False) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str, fresh_scores: bool = False) -> None:
     """Copy tensors into a network, all or nothing.
 
     Args:
@@ -273,12 +318,15 @@ def _download(hub_id: str) -> Path:
 
 
 def push_to_hub(
-    source: AdaptiveNetwork | str | Path, hub_id: str, picture: Image.Image | None = None, **metadata: Any
+    source: AdaptiveNetwork | DenseModel | str | Path,
+    hub_id: str,
+    picture: Image.Image | None = None,
+    **metadata: Any,
 ) -> str:
-    """Upload a network to the Hugging Face hub: configuration, weights, card and picture, nothing else.
+    """Upload a model to the Hugging Face hub: configuration, weights, card and picture, nothing else.
 
     Args:
-        source: a folder written by `save_pretrained`, or a network, which is saved for the purpose.
+        source: a folder written by `save_pretrained`, or a network, detector or segmenter, which is saved for the purpose.
         hub_id: "owner/name"; made if it does not exist.
         picture: of a network, see `save_pretrained`.
         **metadata: of a network.
@@ -292,7 +340,7 @@ def push_to_hub(
     """
     if hub_id.count("/") != 1 or not all(hub_id.split("/")):
         raise InputError(f'hub id is "{hub_id}", but it must be of the form owner/name')
-    if isinstance(source, AdaptiveNetwork):
+    if isinstance(source, (AdaptiveNetwork, DenseModel)):
         with tempfile.TemporaryDirectory() as folder:
             save_pretrained(source, folder, picture, **metadata)
             return _upload(Path(folder), hub_id)

@@ -361,7 +361,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """`sact predict`."""
-    from .checkpoints import from_pretrained
+    from .checkpoints import pretrained_network
     from .compiled import compile
     from .files import make_folder, write_json
     from .predict import (
@@ -375,7 +375,7 @@ def run_predict(options: argparse.Namespace) -> None:
     )
 
     paths = find_images(options.images)
-    network = from_pretrained(options.model)
+    network = pretrained_network(options.model)
     if options.size is not None and network.preprocessing is not None:
         network.preprocessing["size"] = options.size
     if options.budget is not None:
@@ -520,7 +520,7 @@ def _named_or_saved(options: argparse.Namespace, device: str = "meta") -> Adapti
     """The network that the options name; one made anew has weights on `device`, the same ones each time."""
     import torch
 
-    from .checkpoints import from_pretrained
+    from .checkpoints import pretrained_network
     from .models import create_model
 
     shape = {name: getattr(options, name) for name in ("units", "base_channels", "num_classes", "in_channels")}
@@ -533,7 +533,7 @@ def _named_or_saved(options: argparse.Namespace, device: str = "meta") -> Adapti
     for field, value in shape.items():
         if value is not None:
             raise InputError(f"--{field.replace('_', '-')} is {value}, but {name} is a saved network; leave it out")
-    return from_pretrained(name, halting=options.halting)
+    return pretrained_network(name, halting=options.halting)
 
 
 def _units(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from .budget import Calibration
 from .engines import Engine, NormStatistics, Run, choose, prepare
 from .errors import InputError
 from .models.adaptive import AdaptiveNetwork, Config
+from .models.dense import DenseModel, extractor, with_network
 from .ponder import Ponder
+
+Dense = TypeVar("Dense", bound=DenseModel)
 
 
 class CompiledNetwork(nn.Module):
@@ -105,13 +108,29 @@ class CompiledNetwork(nn.Module):
         return (output, ponder) if return_ponder or return_halting_distribution else output
 
 
+@overload
 def compile(
-    model: AdaptiveNetwork, engine: Engine = "auto", *, freeze: bool = False, norm_statistics: NormStatistics = "all"
-) -> CompiledNetwork:
+    model: Dense, engine: Engine = ..., *, freeze: bool = ..., norm_statistics: NormStatistics = ...
+) -> Dense: ...
+@overload
+def compile(
+    model: AdaptiveNetwork | CompiledNetwork,
+    engine: Engine = ...,
+    *,
+    freeze: bool = ...,
+    norm_statistics: NormStatistics = ...,
+) -> CompiledNetwork: ...
+def compile(
+    model: AdaptiveNetwork | CompiledNetwork | DenseModel,
+    engine: Engine = "auto",
+    *,
+    freeze: bool = False,
+    norm_statistics: NormStatistics = "all",
+) -> CompiledNetwork | DenseModel:
     """Make a network skip what has halted.
 
     Args:
-        model: a network of this library.
+        model: a network of this library, or a detector or segmenter, whose extractor it then is about.
         engine: "masked" (the definition: saves nothing), "gather" (PyTorch, any device), "native" (compiled, for
             inference on the CPU in float32; everything else runs in "gather"), "triton" (the same for CUDA devices,
             also in half precision), or "auto" (the fastest that works here, for the device that the network is on).
@@ -125,11 +144,15 @@ def compile(
             another method, with other weights at the end.
 
     Returns:
-        A module with the model's call, and the same results within float tolerance.
+        A module with the model's call, and the same results within float tolerance. A detector or segmenter gives one
+        that shares all weights, and runs its heads as before; gather skips in its training, too.
 
     Raises:
         InputError: an unknown engine, statistics that it lacks, or something other than a network of this library.
     """
+    if isinstance(model, DenseModel):
+        inside = CompiledNetwork(extractor(model), engine, freeze, norm_statistics)
+        return with_network(model, inside)
     if isinstance(model, CompiledNetwork):
         model = model.model
     if not isinstance(model, AdaptiveNetwork):

@@ -18,6 +18,7 @@ from .errors import InputError
 from .files import replacing
 from .maps import block_figure, contact_sheet, figure, save_png
 from .models import AdaptiveNetwork
+from .models.dense import check_network
 from .ponder import Ponder
 from .preprocessing import IMAGE_SUFFIXES, display_image, is_image, open_image, preprocess
 
@@ -83,6 +84,7 @@ def predict(
         InputError: the image cannot be read, or the network has no preprocessing, has no classifier, or is in training
             mode.
     """
+    check_network(model)
     network = model.model if isinstance(model, CompiledNetwork) else model
     if not isinstance(network, AdaptiveNetwork):
         raise InputError(f"predict takes a network, got {type(model).__name__}; load one with sact.from_pretrained")

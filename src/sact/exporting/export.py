@@ -15,6 +15,7 @@ from ..compiled import CompiledNetwork
 from ..errors import InputError, require
 from ..files import make_folder, replacing
 from ..models.adaptive import AdaptiveNetwork
+from ..models.dense import check_network
 from .check import Agreement, compare, samples
 from .forms import Exportable, MaskedBlock
 from .specs import remembering
@@ -166,6 +167,7 @@ def _target(path: Path, to: str | None) -> Target:
 
 
 def _checked(model: AdaptiveNetwork | CompiledNetwork) -> AdaptiveNetwork:
+    check_network(model)
     network = model.model if isinstance(model, CompiledNetwork) else model
     if not isinstance(network, AdaptiveNetwork):
         raise InputError(

@@ -30,6 +30,8 @@ class NetworkConfig:
         halting: "none", "act" or "sact".
         eps: a position halts once its cumulative score reaches 1 - eps.
         features_only: return the blocks' outputs instead of logits; the network has no head then.
+        output_stride: pixels of the image per position that no block goes beyond; None: every block but the first
+            halves the resolution.
     """
 
     family: str
@@ -40,6 +42,7 @@ class NetworkConfig:
     halting: Halting = "none"
     eps: float = 0.01
     features_only: bool = False
+    output_stride: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from ..errors import InputError
 from ..halting import EPS
@@ -45,6 +45,7 @@ def create_model(
     units: Sequence[int] | None = None,
     base_channels: int | None = None,
     features_only: bool = False,
+    output_stride: int | None = None,
 ) -> Network:
     """Create a network with fresh weights.
 
@@ -57,11 +58,44 @@ def create_model(
         units: units per block, each at least 1. The free forms need it; elsewhere it replaces the named list.
         base_channels: width of the first block; doubled in each later block.
         features_only: return the list of block outputs instead of logits, for detection backbones.
+        output_stride: a power of 2, the most pixels of the image per position; blocks that would go beyond it keep the
+            resolution of the one before. By default every block but the first halves it.
 
     Raises:
         InputError: an unknown name, a free form without units, or a value out of range.
 
     Source: section 4.1 (ImageNet family), section 4.2 (CIFAR family).
+    """
+    config = make_config(
+        name,
+        halting=halting,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        eps=eps,
+        units=units,
+        base_channels=base_channels,
+        features_only=features_only,
+        output_stride=output_stride,
+    )
+    return build(config)
+
+
+def make_config(
+    name: str,
+    *,
+    halting: Halting = "none",
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    eps: float = EPS,
+    units: Sequence[int] | None = None,
+    base_channels: int | None = None,
+    features_only: bool = False,
+    output_stride: int | None = None,
+) -> NetworkConfig:
+    """The configuration that `create_model` builds from; its arguments.
+
+    Raises:
+        InputError: as `create_model`.
     """
     base = _find(name)
     if units is None and not base.units:
@@ -79,8 +113,10 @@ def create_model(
         halting=halting,
         eps=eps,
         features_only=features_only,
+        output_stride=output_stride,
     )
-    return build(config)
+    check_config(config)
+    return config
 
 
 def build(config: NetworkConfig) -> Network:
@@ -99,11 +135,14 @@ def check_config(config: NetworkConfig) -> None:
         raise InputError(f'family is "{config.family}", but it must be one of {", ".join(FAMILIES)}')
     if config.halting not in get_args(Halting):
         raise InputError(f'halting is "{config.halting}", but it must be one of "none", "act", "sact"')
-    if not config.units or not all(_is_count(count) for count in config.units):
+    if not config.units or not all(is_count(count) for count in config.units):
         raise InputError(f"units is {list(config.units)}, but every block needs at least 1 unit")
     for field in ("base_channels", "num_classes", "in_channels"):
-        if not _is_count(getattr(config, field)):
+        if not is_count(getattr(config, field)):
             raise InputError(f"{field} is {getattr(config, field)}, but it must be a whole number of at least 1")
+    stride = config.output_stride
+    if stride is not None and not (is_count(stride) and stride.bit_count() == 1):
+        raise InputError(f"output_stride is {stride!r}, but it must be a power of 2 such as 8, or None for no limit")
     check_eps(config.eps)
 
 
@@ -127,7 +166,8 @@ def check_eps(eps: float) -> None:
         raise InputError(f"eps is {eps}, but it must lie strictly between 0 and 1; the paper uses {EPS}")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether something is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
