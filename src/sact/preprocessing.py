@@ -54,6 +54,7 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     min_side: int | None = None,
     keep_transparency: bool = False,
+    upright: bool = True,
 ) -> Image.Image:
     """Read a JPEG, PNG or WebP file as an 8-bit RGB picture, upright.
 
@@ -66,6 +67,7 @@ def open_image(
             protection stays on, so that values above 178 million have no further effect.
         min_side: when given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its sides not below this; faster.
         keep_transparency: a picture with transparency comes back as RGBA instead of composited.
+        upright: apply the EXIF orientation; some data sets were labelled on the pixels as they are stored.
 
     Returns:
         RGB picture; RGBA where transparency is there and kept.
@@ -108,10 +110,10 @@ def open_image(
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            upright = _upright(image)
-            if keep_transparency and upright.has_transparency_data:
-                return upright.convert("RGBA")
-            return to_rgb(upright)
+            picture = _upright(image) if upright else image
+            if keep_transparency and picture.has_transparency_data:
+                return picture.convert("RGBA")
+            return to_rgb(picture)
         except _DAMAGE as error:
             raise InputError(
                 f"the image file {str(file)!r} is damaged or truncated ({error}); write or download it again"

@@ -12,50 +12,51 @@ from ..errors import InputError
 KEPT_CASES = 100
 """Cases of one kind that a report names; of more it keeps the number."""
 FATAL = "fatal"
+LEFT_OUT = "left out"
+_CORRECT = "correct what is listed, or raise max_left_out where this is meant"
 
 
 class Kind(NamedTuple):
-    """A kind of problem: what is wrong, what is done, and for fatal ones the remedy."""
+    """A kind of problem: the list it is in, what is wrong, what is done, and for fatal ones the remedy."""
 
+    section: str
     wrong: str
     done: str
     remedy: str = ""
 
 
 KINDS: dict[str, Kind] = {
-    "not_json": Kind("the file is not readable JSON", FATAL, "download or write it again"),
-    "no_section": Kind("a list of the format is missing", FATAL, "give a file in COCO's format for object detection"),
-    "bad_category": Kind("a category has no usable id or name", FATAL, "give every category a whole id and a name"),
-    "duplicate_category": Kind("two categories have the same id", FATAL, "number the categories anew"),
-    "same_name": Kind("two categories have the same name", "kept as two classes"),
-    "bad_image": Kind("an image has no usable id or file name", "left out"),
-    "duplicate_image": Kind("two images have the same id", FATAL, "number the images anew, and with them image_id"),
-    "same_file": Kind("two images have the same file", "kept as two images"),
-    "no_size": Kind("an image's width or height is missing or no positive whole number", "read from the file"),
-    "missing_file": Kind("an image file is missing", "left out"),
-    "unreadable_file": Kind("an image file is no readable JPEG, PNG or WebP", "left out"),
-    "other_size": Kind("an image file has another size than the annotations say", "left out"),
-    "missing_mask": Kind("an image has no semantic mask", "left out"),
-    "too_few_images": Kind(
-        "too many images had to be left out", FATAL, "correct what is listed, or raise max_left_out if this is meant"
+    "not_json": Kind("", "the file is not readable JSON", FATAL, "download or write it again"),
+    "no_section": Kind(
+        "", "a list of the format is missing", FATAL, "give a file with images, annotations, categories"
     ),
-    "bad_annotation": Kind("an annotation lacks a field or has one of a wrong type", "left out"),
-    "duplicate_annotation": Kind("two annotations have the same id", FATAL, "number the annotations anew"),
-    "no_annotation_id": Kind("an annotation has no usable id", "kept"),
-    "unknown_image": Kind("an annotation is of an image that is not listed", "left out"),
-    "unknown_category": Kind("an annotation is of a category that is not listed", FATAL, "list the category"),
-    "bad_box": Kind("a box is not four finite numbers", "left out"),
-    "zero_area": Kind("a box has no area", "left out"),
-    "outside": Kind("a box lies outside the image", "left out"),
-    "sticks_out": Kind("a box sticks out of the image by more than a pixel", "clipped"),
-    "no_area": Kind("an object's area is missing or not positive", "width times height of its box"),
-    "bad_segmentation": Kind("a segmentation is missing or unusable", "its box is ignored (255), its mask empty"),
-    "too_few_annotations": Kind(
-        "too many annotations had to be left out",
-        FATAL,
-        "correct what is listed, or raise max_left_out if this is meant",
+    "bad_category": Kind("categories", "a category has no usable id or name", FATAL, "give each a whole id and a name"),
+    "duplicate_category": Kind("categories", "two categories have the same id", FATAL, "number them anew"),
+    "same_name": Kind("categories", "two categories have the same name", "kept as two classes"),
+    "bad_image": Kind("images", "an image has no usable id or file name", LEFT_OUT),
+    "duplicate_image": Kind("images", "two images have the same id", FATAL, "number the images anew, and image_id too"),
+    "same_file": Kind("images", "two images have the same file", "kept as two images"),
+    "no_size": Kind("images", "an image has no usable width and height", "read from the file"),
+    "missing_file": Kind("images", "an image file is missing", LEFT_OUT),
+    "unreadable_file": Kind("images", "an image file is no readable JPEG, PNG or WebP", LEFT_OUT),
+    "other_size": Kind("images", "an image file has another size than the annotations say", LEFT_OUT),
+    "missing_mask": Kind("images", "an image has no semantic mask although others have", LEFT_OUT),
+    "too_few_images": Kind("images", "too many images had to be left out", FATAL, _CORRECT),
+    "bad_annotation": Kind("annotations", "an annotation lacks a field or has one of a wrong type", LEFT_OUT),
+    "duplicate_annotation": Kind("annotations", "two annotations have the same id", FATAL, "number them anew"),
+    "no_annotation_id": Kind("annotations", "an annotation has no usable id", "kept"),
+    "unknown_image": Kind("annotations", "an annotation is of an image that is not listed", LEFT_OUT),
+    "unknown_category": Kind(
+        "annotations", "an annotation is of a category that is not listed", FATAL, "list it in categories"
     ),
-    "nothing_left": Kind("there is no image with a usable object", FATAL, "give a file that has some"),
+    "bad_box": Kind("annotations", "a box is not four finite numbers", LEFT_OUT),
+    "zero_area": Kind("annotations", "a box has no area", LEFT_OUT),
+    "outside": Kind("annotations", "a box lies outside the image", LEFT_OUT),
+    "sticks_out": Kind("annotations", "a box sticks out of the image by more than a pixel", "clipped"),
+    "no_area": Kind("annotations", "an area is missing or not positive", "width times height of the box"),
+    "bad_segmentation": Kind("annotations", "a segmentation is missing or unusable", "its box counts as not known"),
+    "too_few_annotations": Kind("annotations", "too many annotations had to be left out", FATAL, _CORRECT),
+    "nothing_left": Kind("annotations", "no image has a usable object", FATAL, "give a file in which some have"),
 }
 
 
@@ -80,7 +81,7 @@ class Report:
         file: the annotation file.
         counts: cases per kind.
         problems: the first hundred cases of each kind.
-        totals: "images", "annotations", "categories", "crowds" and "empty" (images without objects) that are used.
+        totals: what is used: "images", "annotations", "categories", "crowd regions" and "images without objects".
     """
 
     file: Path
@@ -94,6 +95,17 @@ class Report:
         if self.counts[kind] <= KEPT_CASES:
             known = id if id is None or type(id) is int else _short(id)
             self.problems.append(Problem(kind, where, known, value if isinstance(value, str) else _short(value)))
+
+    def limit(self, kind: str, total: int, share: float) -> None:
+        """Note the fatal `kind` if more than a share of its section's `total` entries is left out."""
+        section = KINDS[kind].section
+        kinds = [each for each in KINDS if KINDS[each].section == section and KINDS[each].done == LEFT_OUT]
+        count = sum(self.counts[each] for each in kinds)
+        if count > share * total:
+            first = next(problem for problem in self.problems if problem.kind in kinds)
+            self.add(
+                kind, section, value=f"{count} of {total}, of which the first is {first}, {KINDS[first.kind].wrong}"
+            )
 
     @property
     def fatal(self) -> list[Problem]:

@@ -73,3 +73,45 @@ def imagenet_training(size: int = 224, imagenet_statistics: bool = False) -> Any
             v2.Lambda(standardise_imagenet if imagenet_statistics else scale_to_symmetric),
         ]
     )
+
+
+def detection_training() -> Any:
+    """The augmentation of detectors: a reflection, and slightly other brightness, contrast and saturation.
+
+    Returns:
+        A callable of (image uint8 [3, H, W], target) with torchvision's tv_tensors, which moves boxes and masks along.
+
+    Raises:
+        MissingExtraError: torchvision is not installed.
+    """
+    v2 = require("torchvision.transforms.v2", "tasks")
+    return v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)])
+
+
+def segmentation_training(size: int, ignored: int) -> Any:
+    """The augmentation of segmentation: another scale, a reflection, slightly other colours, and a crop.
+
+    The shorter side becomes 0.5 to 2 times the crop's, as in torchvision's reference training.
+
+    Args:
+        size: side of the crop.
+        ignored: class index of what is added where the image is smaller than the crop.
+
+    Returns:
+        A callable of (image uint8 [3, H, W], mask) with torchvision's tv_tensors.
+
+    Raises:
+        MissingExtraError: torchvision is not installed.
+        InputError: impossible size.
+    """
+    v2 = require("torchvision.transforms.v2", "tasks")
+    mask = require("torchvision.tv_tensors", "tasks").Mask
+    fill = {mask: ignored, "others": 0}
+    return v2.Compose(
+        [
+            v2.RandomResize(_checked_size(size) // 2, 2 * size + 1, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            v2.RandomCrop(size, pad_if_needed=True, fill=fill),
+        ]
+    )
