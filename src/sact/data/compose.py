@@ -26,7 +26,7 @@ from .backgrounds import load_backgrounds
 from .coco_writing import annotation
 from .compose_preview import write_preview
 from .compositing import Composition, Style, compose_picture
-from .cutouts import Cutouts, find_cutouts, read_cutouts, split_cutouts
+from .cutouts import NO_TRANSPARENCY, Cutouts, find_cutouts, read_cutouts, split_cutouts
 from .photographs import Photograph
 from .splits import SPLITS
 
@@ -211,7 +211,7 @@ def _load(arguments: dict[str, Any], style: Style, workers: int) -> Materials:
     usable, left_out = read_cutouts(
         arguments["cutouts"], files, side, arguments["min_side"], arguments["drawings"], workers
     )
-    if not usable and all(reason == "has no transparency" for reason in left_out.values()):
+    if not usable and all(reason == NO_TRANSPARENCY for reason in left_out.values()):
         raise InputError(
             f"none of the {len(files)} files in {arguments['cutouts']!r} has transparency; give PNG or WebP files of "
             f"objects on a transparent ground"
@@ -263,7 +263,8 @@ def _write_split(
     (folder / split).mkdir()
     (folder / "semantic" / split).mkdir(parents=True)
     write_one = partial(_write_picture, folder, split, materials, seed, style)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     with ThreadPoolExecutor(workers) as pool:
         for image, objects in pool.map(write_one, range(1, count + 1)):
             images.append(image)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from .cutouts import SOLID, Cutout, Cutouts
 from .photographs import Photograph
+
+T = TypeVar("T")
 
 # The smallest part of a photograph, as a fraction of the largest that fits.
 _MIN_ZOOM = 0.35
@@ -75,19 +78,23 @@ def compose_picture(
         style: of the picture.
         generator: everything random is drawn from it.
     """
-    width, height = style.sizes[generator.integers(len(style.sizes))]
-    photograph = photographs[generator.integers(len(photographs))]
+    width, height = _one_of(style.sizes, generator)
+    photograph = _one_of(photographs, generator)
     scene = _background(photograph, (width, height), generator)
     instances: list[Instance] = []
     if generator.random() >= style.empty:
         for _ in range(generator.integers(style.objects[0], style.objects[1] + 1)):
-            members = cutouts[sorted(cutouts)[generator.integers(len(cutouts))]]
-            _add(scene, instances, members[generator.integers(len(members))], style, generator)
+            category = _one_of(sorted(cutouts), generator)
+            _add(scene, instances, _one_of(cutouts[category], generator), style, generator)
     pixels = np.rint(scene.clip(0, 255)).astype(np.uint8)
     if generator.random() < _BLURRED_PICTURES:
         blur = ImageFilter.GaussianBlur(generator.uniform(*_PICTURE_BLUR) * max(width, height))
         pixels = np.array(Image.fromarray(pixels).filter(blur))
     return Composition(pixels, instances, photograph.name)
+
+
+def _one_of(values: Sequence[T], generator: np.random.Generator) -> T:
+    return values[int(generator.integers(len(values)))]
 
 
 def _background(photograph: Photograph, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:

@@ -19,10 +19,14 @@ from .splits import SPLITS, split_by_rank
 
 ONE_CATEGORY = "object"
 """Name of the only category where folders do not matter."""
+NO_TRANSPARENCY = "has no transparency"
+"""Why a file without an alpha channel, or with one that is opaque throughout, is left out."""
 # Opacity, of 255, from which a pixel belongs to the object.
 SOLID = 128
-# A cut-out of fewer solid pixels than this is a speck, or glass.
-_MIN_SOLID = 200
+# Opacity, of 255, below which a pixel is as good as invisible.
+_FAINT = 16
+# A cut-out of fewer solid pixels than this is a speck; one of a lesser share of them than that is glass or smoke.
+_MIN_SOLID, _MIN_SOLID_SHARE = 200, 0.3
 # In a drawing most neighbouring pixels are equal; a photograph's noise and texture keep this share lower.
 _MOST_EQUAL = 0.35
 # Correlation of two grey thumbnails from which two cut-outs count as variants of one: recoloured, rescaled, mirrored.
@@ -96,14 +100,18 @@ def read_cutout(file: Path, side: int, min_side: int = 1, drawings: bool = True)
         InputError: it cannot be read, or the message says why it is of no use.
     """
     image = open_image(file, keep_transparency=True)
-    if image.mode != "RGBA" or image.getchannel("A").getextrema()[0] >= SOLID:
-        raise InputError("has no transparency")
-    image = image.crop(image.getchannel("A").getbbox())
+    opacity = np.asarray(image)[..., -1]
+    if image.mode != "RGBA" or opacity.min() >= SOLID:
+        raise InputError(NO_TRANSPARENCY)
+    solid = int((opacity >= SOLID).sum())
+    if solid < _MIN_SOLID:
+        raise InputError(f"only {solid} of its pixels are opaque, under {_MIN_SOLID}")
+    if solid < _MIN_SOLID_SHARE * (opacity >= _FAINT).sum():
+        raise InputError("most of it is translucent")
+    image = image.crop(Image.fromarray(opacity >= _FAINT).getbbox())
     if max(image.size) < min_side:
         raise InputError(f"its longer side is {max(image.size)} pixels, under {min_side}")
     pixels = np.asarray(image)
-    if (pixels[..., 3] >= SOLID).sum() < _MIN_SOLID:
-        raise InputError(f"fewer than {_MIN_SOLID} of its pixels are opaque")
     if not drawings and _is_drawing(pixels):
         raise InputError("looks like a drawing")
     scale = side / max(image.size)
