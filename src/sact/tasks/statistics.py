@@ -85,22 +85,23 @@ class PonderStatistics(Metric):
         adaptive = bool((self.cost > 0).any())  # a ponder cost is more than 1
         blocks = []
         for index in range(len(self.positions)):
-            units = _mean_std(self.units[index], self.positions[index])
+            units = mean_std(self.units[index], self.positions[index])
             units |= {"max": int(self.most[index]), "unit_count": int(self.length[index])}
             blocks.append(
                 {
-                    "flops": _mean_std(self.flops[index], self.images),
+                    "flops": mean_std(self.flops[index], self.images),
                     "units": units | {"dead_units": int(self.length[index] - self.most[index])},
-                    "cost": _mean_std(self.cost[index], self.positions[index]) if adaptive else None,
+                    "cost": mean_std(self.cost[index], self.positions[index]) if adaptive else None,
                 }
             )
-        flops = _mean_std(self.flops[-1], self.images)
+        flops = mean_std(self.flops[-1], self.images)
         dense = float(self.dense / self.images)
         cost = sum(block["cost"]["mean"] for block in blocks if block["cost"]) if adaptive else None
         return {"flops": flops, "dense_flops": dense, "share": flops["mean"] / dense, "cost": cost, "blocks": blocks}
 
 
-def _mean_std(sums: Tensor, count: Tensor) -> dict[str, float]:
+def mean_std(sums: Tensor, count: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of `count` values from their sum and the sum of their squares, [2]."""
     mean = float(sums[0] / count)
     variance = float(sums[1] / count) - mean * mean
     # Less than this is the rounding of the sums, not variance.
