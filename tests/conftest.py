@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from composed import composed_set  # noqa: F401  (a fixture)
 from torch import nn
 
 if not torch.cuda.is_available():  # before anything imports Triton

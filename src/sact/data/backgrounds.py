@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InputError
+from .cutouts import LOOKS_DRAWN
 from .photographs import (
     MAX_PER_SPLIT,
     Photograph,
-    decode_photograph,
     find_photographs,
     is_desktop,
     name_fraction,
+    read_photograph,
     without_repeats,
 )
 from .splits import SPLITS, split_by_rank
@@ -27,7 +28,7 @@ _VARIANT = re.compile(r"[-_ ](l|d|light|dark|day|night)$", re.IGNORECASE)
 
 def load_backgrounds(
     folders: Sequence[str | os.PathLike[str]] | None, side: int, drawings: bool = True, workers: int = 1
-) -> dict[str, list[Photograph]]:
+) -> tuple[dict[str, list[Photograph]], dict[str, str]]:
     """Photographs by split, reduced; what is one picture in several sizes or variants is in one split.
 
     Args:
@@ -38,7 +39,8 @@ def load_backgrounds(
         workers: threads.
 
     Returns:
-        "train", "val" and "test" -> photographs, about 60, 15 and 25 %, none empty.
+        "train", "val" and "test" -> photographs, about 60, 15 and 25 %, none empty; and name -> reason of those left
+        out.
 
     Raises:
         InputError: a folder is not there or holds no picture, or there are not 3 photographs.
@@ -47,9 +49,19 @@ def load_backgrounds(
     if len(files) > MAX_PER_SPLIT * len(SPLITS):  # a sample by hash, so that it fits into memory
         kept = sorted(files, key=lambda name: (name_fraction("sample|" + name), name))[: MAX_PER_SPLIT * len(SPLITS)]
         files = {name: files[name] for name in sorted(kept)}
+
+    def read(name: str) -> Photograph | str:
+        file, desktop = files[name]
+        try:
+            pixels = read_photograph(file, side, drawings and not desktop)
+        except InputError as error:
+            return str(error)
+        return Photograph(name, pixels) if pixels.size else LOOKS_DRAWN
+
     with ThreadPoolExecutor(workers) as pool:
-        arrays = pool.map(lambda file: decode_photograph(file[0], side, drawings and not file[1]), files.values())
-        found = [Photograph(name, pixels) for name, pixels in zip(files, arrays, strict=True) if pixels.size]
+        results = dict(zip(files, pool.map(read, files), strict=True))
+    left_out = {name: result for name, result in results.items() if isinstance(result, str)}
+    found = [result for result in results.values() if not isinstance(result, str)]
     variants: dict[str, list[Photograph]] = defaultdict(list)
     for photograph in without_repeats(found):
         variants[_VARIANT.sub("", photograph.name)].append(photograph)
@@ -59,7 +71,7 @@ def load_backgrounds(
             f"test; give --backgrounds folders with more JPEG, PNG or WebP photographs"
         )
     divided = split_by_rank({name: name_fraction(name) for name in variants})
-    return {split: [one for name in sorted(divided[split]) for one in variants[name]] for split in SPLITS}
+    return {split: [one for name in sorted(divided[split]) for one in variants[name]] for split in SPLITS}, left_out
 
 
 def _find(folders: Sequence[str | os.PathLike[str]] | None) -> dict[str, tuple[Path, bool]]:

@@ -222,10 +222,9 @@ def _load(arguments: dict[str, Any], style: Style, workers: int) -> Materials:
             f"there are {len(cutouts['train'])} categories, but masks of 8 bits have room for {_MOST_CATEGORIES}; "
             f"choose some with --categories or a lower --category-level"
         )
-    photographs = load_backgrounds(
-        arguments["backgrounds"], round(_BACKGROUND_DETAIL * longest), arguments["drawings"], workers
-    )
-    return Materials(photographs, cutouts, left_out)
+    detail = round(_BACKGROUND_DETAIL * longest)
+    photographs, unused = load_backgrounds(arguments["backgrounds"], detail, arguments["drawings"], workers)
+    return Materials(photographs, cutouts, left_out | unused)
 
 
 def _write(folder: Path, materials: Materials, arguments: dict[str, Any], style: Style, workers: int) -> dict[str, Any]:

@@ -21,6 +21,8 @@ ONE_CATEGORY = "object"
 """Name of the only category where folders do not matter."""
 NO_TRANSPARENCY = "has no transparency"
 """Why a file without an alpha channel, or with one that is opaque throughout, is left out."""
+LOOKS_DRAWN = "looks like a drawing"
+"""Why a drawing is left out where none are wanted."""
 # Opacity, of 255, from which a pixel belongs to the object.
 SOLID = 128
 # Opacity, of 255, below which a pixel is as good as invisible.
@@ -113,7 +115,7 @@ def read_cutout(file: Path, side: int, min_side: int = 1, drawings: bool = True)
         raise InputError(f"its longer side is {max(image.size)} pixels, under {min_side}")
     pixels = np.asarray(image)
     if not drawings and _is_drawing(pixels):
-        raise InputError("looks like a drawing")
+        raise InputError(LOOKS_DRAWN)
     scale = side / max(image.size)
     if scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

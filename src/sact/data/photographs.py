@@ -151,8 +151,23 @@ def _is_drawing(pixels: np.ndarray) -> bool:
     return bool((luma[:, 1:] == luma[:, :-1]).mean() > _MAX_EQUAL_NEIGHBOURS)
 
 
-def decode_photograph(file: Path, side: int, drawings: bool) -> np.ndarray:
-    """The picture reduced to `side` on its short side; empty where damaged or an unwanted drawing. Cached on disk."""
+def read_photograph(file: Path, side: int, drawings: bool = True) -> np.ndarray:
+    """A picture reduced to `side` on its short side, uint8 [H, W, 3]; empty where it is an unwanted drawing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    image = open_image(file, min_side=side)
+    scale = side / min(image.size)
+    if scale < 1:
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = np.array(image)
+    return pixels if drawings or not _is_drawing(pixels) else np.empty((0, 0, 3), np.uint8)
+
+
+def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
+    """`read_photograph`, cached on disk; empty for a damaged file too."""
     status = file.stat()
     key = f"{_CACHE_VERSION}|{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{side}|{drawings}"
     cached = cache_dir() / "photographs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
@@ -163,17 +178,10 @@ def decode_photograph(file: Path, side: int, drawings: bool) -> np.ndarray:
     except (OSError, ValueError, EOFError):
         pass
     try:
-        image = open_image(file, min_side=side)
+        pixels = read_photograph(file, side, drawings)
     except InputError as error:
         warnings.warn(f"left out of the backgrounds: {error}", stacklevel=2)
         return np.empty((0, 0, 3), np.uint8)
-    scale = side / min(image.size)
-    if scale < 1:
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.array(image)
-    if not drawings and _is_drawing(pixels):
-        pixels = np.empty((0, 0, 3), np.uint8)
     try:
         with replacing(cached) as temporary:
             np.save(temporary, pixels, allow_pickle=False)
@@ -253,7 +261,7 @@ def _load_all(folder: str | None, side: int) -> dict[str, list[Photograph]]:
         chosen = sorted(files, key=lambda name: (name_fraction("sample|" + name), name))[: MAX_PER_SPLIT * 3]
         files = {name: files[name] for name in sorted(chosen)}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        arrays = list(pool.map(lambda file: decode_photograph(file, side, drawings=folder is not None), files.values()))
+        arrays = list(pool.map(lambda file: _decode(file, side, drawings=folder is not None), files.values()))
     found = [Photograph(name, pixels) for name, pixels in zip(files, arrays, strict=True) if pixels.size]
     found = without_repeats(found)
     if len(found) < len(SPLITS):
