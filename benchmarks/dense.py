@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the networks of the tables of detection and segmentation.")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dense")
     parser.add_argument("--data", type=Path, default=ROOT / "runs" / "composed")
-    parser.add_argument("--tasks", nargs="+", default=["detection", "segmentation"], choices=list(STEPS))
+    parser.add_argument("--tasks", nargs="*", default=["detection", "segmentation"], choices=list(STEPS))
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time (%(default)s)")
     options = parser.parse_args()
     write_crops(options.data, options.folder / "crops")

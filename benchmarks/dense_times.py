@@ -55,13 +55,13 @@ class Contestant:
 
     name: str
     way: str
-    model: nn.Module
+    model: Any
     seconds: list[float] = field(default_factory=list)
     extractor_seconds: list[float] = field(default_factory=list)
     share: list[float] = field(default_factory=list)
 
 
-def contestants(models: dict[str, nn.Module], full: str, shape: Sequence[int]) -> list[Contestant]:
+def contestants(models: dict[str, Any], full: str, shape: Sequence[int]) -> list[Contestant]:
     """The plain model of full depth in every runtime, and every model in our engine.
 
     Args:
@@ -77,16 +77,16 @@ def contestants(models: dict[str, nn.Module], full: str, shape: Sequence[int]) -
     found = []
     plain = models[full]
     for name in PEERS:
-        found.append(Contestant(full, name, with_network(plain, InRuntime(name, plain.network, images, threads))))  # type: ignore[arg-type]
+        found.append(Contestant(full, name, with_network(plain, InRuntime(name, plain.network, images, threads))))
     for name, model in models.items():
-        fast = sact.compile(model.network, freeze=True)  # type: ignore[arg-type]
+        fast = sact.compile(model.network, freeze=True)
         found.append(Contestant(name, fast.engine, with_network(model, fast)))
     for one in found:
-        check(one, models[one.name].network, images)  # type: ignore[arg-type]
+        check(one, models[one.name].network, images)
     return found
 
 
-def with_network(model: nn.Module, network: nn.Module) -> nn.Module:
+def with_network(model: Any, network: nn.Module) -> Any:
     """The same model with another extractor."""
     changed = copy.copy(model)
     changed._modules = dict(model._modules)
@@ -97,7 +97,7 @@ def with_network(model: nn.Module, network: nn.Module) -> nn.Module:
 def check(one: Contestant, definition: nn.Module, images: Tensor) -> None:
     """Compare an extractor with its definition; what differs is not timed."""
     expected, wanted = definition(images, return_ponder=True)
-    maps, ponder = one.model.network(images, return_ponder=True)  # type: ignore[operator]
+    maps, ponder = one.model.network(images, return_ponder=True)
     for ours, theirs in zip(maps, expected, strict=True):
         difference = float((ours - theirs).abs().max() / theirs.abs().max())
         if not difference <= TOLERANCE:
@@ -134,8 +134,8 @@ def take_turns(
         for one in [*found[first:], *found[:first]]:
             network = one.model.network
             one.seconds.append(clock(one.model, whole))
-            one.extractor_seconds.append(clock(network, inside))  # type: ignore[arg-type]
-            ponder = network(inside, return_ponder=True)[1]  # type: ignore[operator]
+            one.extractor_seconds.append(clock(network, inside))
+            ponder = network(inside, return_ponder=True)[1]
             one.share.append(int(ponder.flops[0]) / full_flops)
 
 
