@@ -70,9 +70,9 @@ class DetectionMeasures(nn.Module):
 
         Returns:
             - `map` (mean over IoU thresholds 0.5 to 0.95), `map50`, `map75`, `map_small`, `map_medium`, `map_large`
-              (objects of less than 32 x 32, less than 96 x 96, and more pixels), and the mean recalls `mar_1`, `mar_10`,
-              `mar_100` (of so many detections per image), `mar_small`, `mar_medium`, `mar_large`: in [0, 1]; None
-              where there is no such object;
+              (objects of less than 32 x 32, less than 96 x 96, and more pixels), and the mean recalls `mar_1`,
+              `mar_10`, `mar_100` (of so many detections per image), `mar_small`, `mar_medium`, `mar_large`: in [0, 1];
+              None where there is no such object;
             - `per_category`: name -> `map` and `map50`, of the categories that occur;
             - with ponder, the fields of `ExtractorStatistics.compute`.
         """
