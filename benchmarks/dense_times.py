@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import sact
 from sact.bench.measure import REST, TOLERANCE, UNIT_TOLERANCE
 from sact.bench.peers import plain_features, prepare
+from sact.models.dense import with_network
 from sact.ponder import Ponder
 
 PEERS = ("eager", "compile", "onnxruntime", "openvino")
@@ -84,14 +84,6 @@ def contestants(models: dict[str, Any], full: str, shape: Sequence[int]) -> list
     for one in found:
         check(one, models[one.name].network, images)
     return found
-
-
-def with_network(model: Any, network: nn.Module) -> Any:
-    """The same model with another extractor."""
-    changed = copy.copy(model)
-    changed._modules = dict(model._modules)
-    changed.network = network
-    return changed
 
 
 def check(one: Contestant, definition: nn.Module, images: Tensor) -> None:
