@@ -9,6 +9,7 @@ from .budget import Calibration
 from .calibration import calibrate
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
 from .compiled import compile
+from .detecting import Detections, detect
 from .errors import CheckpointError, InputError, MissingExtraError, RecipeError, SactError
 from .exporting import export
 from .models import (
@@ -26,6 +27,7 @@ from .padded import PaddedPonder
 from .ponder import BlockPonder, Ponder
 from .predict import Prediction, predict
 from .preprocessing import list_preprocessing, preprocess
+from .segmenting import Segmentation, segment
 from .tf_checkpoints import import_tf_checkpoint
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "BlockPonder",
     "Calibration",
     "CheckpointError",
+    "Detections",
     "Detector",
     "InputError",
     "MissingExtraError",
@@ -43,6 +46,7 @@ __all__ = [
     "Prediction",
     "RecipeError",
     "SactError",
+    "Segmentation",
     "Segmenter",
     "adapt",
     "calibrate",
@@ -50,6 +54,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "detect",
     "export",
     "from_pretrained",
     "import_tf_checkpoint",
@@ -61,6 +66,7 @@ __all__ = [
     "push_to_hub",
     "restore",
     "save_pretrained",
+    "segment",
 ]
 
 try:

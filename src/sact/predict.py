@@ -22,6 +22,9 @@ from .models.dense import check_network
 from .ponder import Ponder
 from .preprocessing import IMAGE_SUFFIXES, display_image, is_image, open_image, preprocess
 
+ENDS = ("", "_blocks")
+"""What `write_pictures` puts behind the name of an image."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -55,18 +58,22 @@ class Prediction:
 
     def summary(self) -> dict[str, Any]:
         """The numbers, JSON-able."""
-        blocks = [
-            {
-                "units_mean": float(block.units.float().mean()),
-                "unit_count": block.max_units,
-                "ponder_cost": None if block.cost is None else float(block.cost.mean()),
-                "flops": int(block.flops[0]),
-            }
-            for block in self.ponder.blocks
-        ]
         numbers = {"class": self.name, "class_index": self.index, "score": self.score}
         cost = {"flops": self.flops, "flops_share": self.share, "milliseconds": 1e3 * self.seconds}
-        return numbers | cost | {"blocks": blocks}
+        return numbers | cost | {"blocks": block_numbers(self.ponder)}
+
+
+def block_numbers(ponder: Ponder) -> list[dict[str, Any]]:
+    """What each block spent on the first image, JSON-able."""
+    return [
+        {
+            "units_mean": float(block.units[0].float().mean()),
+            "unit_count": block.max_units,
+            "ponder_cost": None if block.cost is None else float(block.cost[0].mean()),
+            "flops": int(block.flops[0]),
+        }
+        for block in ponder.blocks
+    ]
 
 
 @torch.inference_mode()
@@ -114,11 +121,11 @@ def predict(
         index=index,
         name=network.class_names[index] if network.class_names else str(index),
         score=float(probabilities[index]),
-        scores=_array(probabilities),
+        scores=as_array(probabilities),
         flops=flops,
         share=flops / ponder.dense_flops,
-        map=_array(ponder.map(tuple(tensor.shape[-2:]))[0]) if adaptive else None,
-        block_maps=[_array(block.map()[0]) for block in ponder.blocks] if adaptive else [],
+        map=as_array(ponder.map(tuple(tensor.shape[-2:]))[0]) if adaptive else None,
+        block_maps=[as_array(block.map()[0]) for block in ponder.blocks] if adaptive else [],
         ponder=ponder,
         seconds=seconds,
     )
@@ -176,35 +183,36 @@ def write_arrays(prediction: Prediction, path: Path) -> None:
     for number, block in enumerate(prediction.ponder.blocks, start=1):
         arrays[f"block{number}_units"] = block.units[0].cpu().numpy()
         if block.cost is not None:
-            arrays[f"block{number}_cost"] = _array(block.cost[0])
+            arrays[f"block{number}_cost"] = as_array(block.cost[0])
         if block.halting_distribution is not None:
-            arrays[f"block{number}_halting_distribution"] = _array(block.halting_distribution[0])
+            arrays[f"block{number}_halting_distribution"] = as_array(block.halting_distribution[0])
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix, numbered where the pictures of two would have the same name."""
+def unique_names(paths: Sequence[Path], ends: Sequence[str] = ENDS) -> list[str]:
+    """File names without suffix, numbered where the pictures of two (NAME.png with these ends) would have one name."""
     names: list[str] = []
     taken = {"contact_sheet"}
     for path in paths:
         name, number = path.stem, 2
-        while taken & {name, f"{name}_blocks"}:
+        while taken & {f"{name}{end}" for end in ends}:
             name, number = f"{path.stem}_{number}", number + 1
-        taken |= {name, f"{name}_blocks"}
+        taken |= {f"{name}{end}" for end in ends}
         names.append(name)
     return names
 
 
-def check_outputs(paths: Sequence[Path], names: Sequence[str], folder: Path) -> None:
-    """Raise InputError if a picture written by `write_pictures` would replace one of the images themselves."""
-    written = {(folder / f"{name}.png").resolve() for stem in names for name in (stem, f"{stem}_blocks")}
+def check_outputs(paths: Sequence[Path], names: Sequence[str], folder: Path, ends: Sequence[str] = ENDS) -> None:
+    """Raise InputError if a picture of a result (NAME.png with these ends) would replace one of the images."""
+    written = {(folder / f"{name}{end}.png").resolve() for name in names for end in ends}
     written.add((folder / "contact_sheet.png").resolve())
     for path in paths:
         if path.resolve() in written:
             raise InputError(f"the image {path} would be replaced by a picture of its result; name another folder")
 
 
-def _array(values: torch.Tensor) -> NDArray[np.float32]:
+def as_array(values: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor as float32 in NumPy."""
     return np.asarray(values.float().cpu().numpy(), dtype=np.float32)
