@@ -1,1 +1,1 @@
-"""Ponder maps of many pictures, one after the other."""
+"""Ponder maps of many pictures, one after the other: folders, videos, and pictures larger than memory."""
