@@ -57,11 +57,9 @@ class DetectionMeasures(nn.Module):
                 and the boxes' areas). Detections inside a crowd region of their class are neither right nor wrong.
             ponder: what the extractor spent, [N]; None to measure boxes alone.
         """
-        found = [{name: each[name].detach() for name in ("boxes", "labels", "scores")} for each in detections]
-        known = [
-            {name: each[name] for name in ("boxes", "labels", "iscrowd", "area") if name in each} for each in targets
-        ]
-        self.precision.update([each | {"scores": each["scores"].float()} for each in found], known)
+        found = [_chosen(each, ("boxes", "labels", "scores")) for each in detections]
+        known = [_chosen(each, ("boxes", "labels", "iscrowd", "area")) for each in targets]
+        self.precision.update(found, known)
         if ponder is not None:
             self.statistics.update(ponder, [each["boxes"] for each in targets])
 
@@ -170,6 +168,12 @@ def pixels_inside(boxes: Tensor, height: int, width: int) -> Tensor:
     for left, top, right, bottom in (boxes.cpu() - 0.5).ceil().clamp(min=0).long().tolist():
         inside[top:bottom, left:right] = True
     return inside
+
+
+def _chosen(values: dict[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """These entries, where they are there; half precision as float32, which the evaluator needs."""
+    chosen = {name: values[name] for name in names if name in values}
+    return {name: value.float() if value.is_floating_point() else value for name, value in chosen.items()}
 
 
 def _or_none(value: float) -> float | None:
