@@ -111,6 +111,7 @@ class ImageNet(_Pictures):
         train: apply the training augmentation.
         label_offset: 1 for networks of 1001 classes, whose class 0 is background.
         preprocessing: name of the evaluation preprocessing, "imagenet_sact" or "imagenet_torchvision".
+        min_area: the least share of a picture that a training crop shows.
 
     Each element is (image float32 [3, size, size], label int).
 
@@ -128,6 +129,7 @@ class ImageNet(_Pictures):
         train: bool = False,
         label_offset: int = 0,
         preprocessing: str = "imagenet_sact",
+        min_area: float = 0.05,
     ) -> None:
         check_split(split)
         if label_offset not in (0, 1):
@@ -159,7 +161,7 @@ class ImageNet(_Pictures):
         self._labels = [label + label_offset for _, label in chosen]
         self.class_names = (("background",) if label_offset else ()) + tuple(stored.classes)
         self.preprocessing = {"name": preprocessing, "size": size}
-        self._augment = imagenet_training(size, preprocessing == "imagenet_torchvision") if train else None
+        self._augment = imagenet_training(size, preprocessing == "imagenet_torchvision", min_area) if train else None
 
     def _picture(self, index: int) -> Image.Image:
         return open_image(self._files[index])

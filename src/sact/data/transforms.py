@@ -44,26 +44,29 @@ def cifar_training(size: int = 32) -> Any:
     )
 
 
-def imagenet_training(size: int = 224, imagenet_statistics: bool = False) -> Any:
+def imagenet_training(size: int = 224, imagenet_statistics: bool = False, min_area: float = 0.05) -> Any:
     """Inception's augmentation for ImageNet: a crop of 5 to 100 % of the area, flip, colour jitter.
 
     Args:
         size: side of the result.
         imagenet_statistics: normalise by ImageNet's mean and deviation, as torchvision's networks expect, rather than
             to [-1, 1].
+        min_area: the least share of the area, in (0, 1]; more suits pictures that are filled by their object.
 
     Returns:
         A callable from an RGB PIL picture to float32 [3, size, size].
 
     Raises:
         MissingExtraError: torchvision is not installed.
-        InputError: impossible size.
+        InputError: impossible size or area.
     """
     v2 = require("torchvision.transforms.v2", "tasks")
     _checked_size(size)
+    if not 0 < min_area <= 1:
+        raise InputError(f"min_area is {min_area}, but it must be above 0 and at most 1; Inception's is 0.05")
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.05, 1.0), antialias=True),
+            v2.RandomResizedCrop(size, scale=(min_area, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             # The strengths of Inception's preprocessing: brightness 32 / 255, saturation and contrast 0.5, hue 0.2.
             v2.ColorJitter(brightness=32 / 255, contrast=0.5, saturation=0.5, hue=0.2),
