@@ -66,9 +66,9 @@ class Detections:
         )
 
     def headline(self) -> str:
-        """How many there are of each class, in words."""
-        counted = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        return counted or "no objects"
+        """Which classes there are and how often, in words."""
+        counted = Counter(self.names).most_common()
+        return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counted) or "no objects"
 
     def summary(self) -> dict[str, Any]:
         """The numbers, JSON-able."""
