@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from .evaluate import evaluate
     from .figures import figure
     from .ponder_maps import long_side, ponder_mapper
-    from .report import category_table, shown_problems, table, write_csv
+    from .report import category_table, report_problems, table, write_csv
 
     settings = _settings(options)
     out = Path(options.out)
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> None:
     write_csv(out / "results.csv", evaluation.rows)
     if evaluation.shown:
         save_png(figure(evaluation.shown, "Each map has its own scale."), out / "figure.png")
-    if results["problems"]:
-        print(shown_problems(results["problems"]), file=sys.stderr)
+    for line in report_problems(results):
+        print(line, file=sys.stderr)
     found = results["parameters"]
     print(
         f"blur {found['blur']:g} px, weight of the centre prior {found['centre_weight']:g}, from "

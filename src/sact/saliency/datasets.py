@@ -72,7 +72,7 @@ def read_cat2000(folder: Path, limit: int | None = None) -> FixationSet:
             found.problems.append(f"{error}; image left out")
             continue
         # MATLAB counts from 1.
-        each = [found.inside(one - 1, size, f"allFixData.mat: {name}") for one in observers.get(name, [])]
+        each = [found.inside(one - 1, size, f"{root / 'allFixData.mat'}: {name}") for one in observers.get(name, [])]
         degree = DEGREE_SHARE * size[1]
         found.stimuli.append(Stimulus(name, path.parent.name, path, size, points, tuple(each), degree))
     if observers and not any(stimulus.observers for stimulus in found.stimuli):
@@ -126,7 +126,7 @@ def _image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
+        raise InputError(f"{path} is not a readable image; write or download it again") from error
 
 
 def _points(matrix: NDArray[Any], size: tuple[int, int], source: str) -> Points:

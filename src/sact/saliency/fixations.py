@@ -52,17 +52,17 @@ class FixationSet:
     Attributes:
         stimuli: the usable images.
         problems: what was left out and why, a sentence each, with file and field.
-        dropped: fixations that were left out since they lie outside their image or are no numbers.
+        dropped: by file and field, how many fixations were left out since they lie outside their image.
         no_observers: why the observers are not known one by one; "" where they are.
     """
 
     stimuli: list[Stimulus] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    dropped: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     no_observers: str = ""
 
     def inside(self, points: ArrayLike, size: tuple[int, int], source: str) -> Points:
-        """The points within an image, at whole pixels; the others are counted and reported.
+        """The points within an image, at whole pixels; the others, NaN among them, are counted.
 
         Args:
             points: real [K, 2], x and y from 0.
@@ -74,8 +74,7 @@ class FixationSet:
         keep = ((given >= 0) & (given < (width, height))).all(axis=1)  # a comparison with NaN is false
         lost = int((~keep).sum())
         if lost:
-            self.dropped += lost
-            self.problems.append(f"{source}: {lost} of {len(given)} fixations outside the image, dropped")
+            self.dropped[source] = self.dropped.get(source, 0) + lost
         return np.floor(given[keep]).astype(np.int32)
 
 

@@ -43,12 +43,14 @@ def measure(saliency: FloatMap, points: Points, human: FloatMap, elsewhere: Poin
         pixel is fixated).
     """
     metrics = _pysaliency("metrics")
+    with np.errstate(divide="ignore"):  # it takes the logarithm of 0, and means it
+        divergence = float(metrics.MIT_KLDiv(saliency, human))
     return {
         "AUC-Judd": auc_judd(saliency, points),
         "sAUC": shuffled_auc(saliency, points, elsewhere),
         "NSS": float(metrics.NSS(saliency, points[:, 0], points[:, 1]).mean()),
         "CC": float(metrics.CC(saliency, human)),
-        "KL": float(metrics.MIT_KLDiv(saliency, human)),
+        "KL": divergence,
         "SIM": float(metrics.SIM(saliency, human)),
     }
 

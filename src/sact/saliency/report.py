@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,19 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def shown_problems(problems: Sequence[str]) -> str:
-    """The first ones, a line each, and how many more there are."""
+def report_problems(results: Mapping[str, Any]) -> list[str]:
+    """What was wrong with the data, a line each; of many problems the first ones."""
+    problems, dropped = results["problems"], results["dropped_fixations"]
     lines = list(problems[:_SHOWN_PROBLEMS])
     if len(problems) > _SHOWN_PROBLEMS:
         lines.append(f"and {len(problems) - _SHOWN_PROBLEMS} more, all of them in results.json")
-    return "\n".join(lines)
+    if dropped:
+        first = next(iter(dropped))
+        lines.append(
+            f"{sum(dropped.values())} fixations outside their images are left out ({dropped[first]} of {first}, ...); "
+            "by file in results.json"
+        )
+    return lines
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
