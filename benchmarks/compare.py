@@ -32,7 +32,7 @@ import sact
 from sact.bench.report import conditions
 from sact.data import Scenes
 from sact.files import replacing, write_json
-from sact.recipe import Recipe, load_recipe, parse_overrides
+from sact.recipe import ClassificationRecipe, load_recipe, parse_overrides
 from sact.tasks.training import training_data
 
 RECIPES = ROOT / "recipes"
@@ -71,6 +71,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     study = [measured(options.folder, name, options.length) for name in model_names(options.folder)]
     chosen = chosen_rows(options.folder, study)
     recipe = load_recipe(RECIPES / "scenes_sact.yaml", halting="none", tau=0.0, init=None, **overrides)
+    assert isinstance(recipe, ClassificationRecipe)
     gumbel = trained_gumbel(options.out / "gumbel", first, recipe, chosen["sact"]["flops"] / chosen["full"]["flops"])
     ram = trained_ram(options.out / "ram", recipe)
     test = Scenes("test", size=recipe.image_size or 64, length=options.length, **recipe.data_options)
@@ -126,7 +127,7 @@ def chosen_rows(folder: Path, study: list[dict[str, Any]]) -> dict[str, dict[str
     return {name: row for name, row in found.items() if row is not None}
 
 
-def trained_gumbel(out: Path, first: Path, recipe: Recipe, share: float) -> GumbelNetwork:
+def trained_gumbel(out: Path, first: Path, recipe: ClassificationRecipe, share: float) -> GumbelNetwork:
     """The gated network, trained for as long as SACT from the same plain network, to the same share of its FLOPs."""
     model = GumbelNetwork(own_network(first))
     size = recipe.image_size or 64
@@ -141,7 +142,7 @@ def trained_gumbel(out: Path, first: Path, recipe: Recipe, share: float) -> Gumb
     return trained(out, model, lambda: training(model, loss, recipe, recipe.max_epochs or 1, heads))
 
 
-def trained_ram(out: Path, recipe: Recipe) -> RecurrentAttention:
+def trained_ram(out: Path, recipe: ClassificationRecipe) -> RecurrentAttention:
     """The glimpse model, trained from scratch on as many images as both phases of the study's networks see."""
     epochs = (recipe.max_epochs or 1) + (load_recipe(RECIPES / "scenes_plain.yaml").max_epochs or 1)
     torch.manual_seed(recipe.seed)
@@ -155,7 +156,7 @@ def trained_ram(out: Path, recipe: Recipe) -> RecurrentAttention:
 
 
 def training(
-    model: nn.Module, loss: Loss, recipe: Recipe, epochs: int, heads: Sequence[nn.Parameter] = ()
+    model: nn.Module, loss: Loss, recipe: ClassificationRecipe, epochs: int, heads: Sequence[nn.Parameter] = ()
 ) -> dict[str, Any]:
     """`fit` on the recipe's training data."""
     return fit(model, loss, recipe, training_data(recipe), epochs, heads)

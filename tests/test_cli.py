@@ -168,12 +168,12 @@ def test_train_resumes_a_finished_run(run: Sact, trained: tuple[Path, Any], monk
 
 
 def test_ctrl_c(run: Sact, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sact.tasks.classification import Classification
+    from sact.tasks.learning import Learning
 
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classification, "training_step", interrupt)
+    monkeypatch.setattr(Learning, "training_step", interrupt)
     code, _, errors = run("train", recipe, "--out", tmp_path / "run", "--quiet")
     assert (code, errors) == (130, "sact train: interrupted\n")
 

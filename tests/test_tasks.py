@@ -24,9 +24,10 @@ import sact
 from sact.flops import BlockFlops, UnitFlops
 from sact.ponder import BlockPonder, Ponder
 from sact.recipe import Recipe, load_recipe, make_recipe
-from sact.tasks import loops, training
-from sact.tasks.classification import Classification, make_schedule
+from sact.tasks import classification, training
 from sact.tasks.evaluation import evaluate
+from sact.tasks.learning import Learning
+from sact.tasks.optimisation import make_optimizer, make_schedule
 from sact.tasks.pictures import PonderPictures
 from sact.tasks.statistics import PonderStatistics
 
@@ -142,7 +143,8 @@ def test_statistics_stay_where_float64_is(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(("tau", "smoothing"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.2)])
 def test_the_loss(make_model, tau: float, smoothing: float) -> None:
     model = make_model("resnet", halting="sact", units=[2, 2], base_channels=4, num_classes=10)
-    task = Classification(model, recipe_of(tau=tau, label_smoothing=smoothing, log_every=10**6))
+    recipe = recipe_of(tau=tau, label_smoothing=smoothing, log_every=10**6)
+    task = Learning(model, recipe, classification.make_measures(model, None))
     task._log_step = lambda *args: None  # type: ignore[method-assign]  # logs need a trainer
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 3, 9])
     loss = task.training_step((images, labels), 0)
@@ -157,8 +159,7 @@ def test_weight_decay_is_on_convolution_weights_only(make_model) -> None:
     model = make_model("resnet", halting="sact", units=[2, 2], base_channels=4)
     recipe = recipe_of(weight_decay=0.3, score_lr_scale=10.0, schedule="constant")
     for optimizer in ("sgd", "adamw"):
-        task = Classification(model, recipe.model_copy(update={"optimizer": optimizer}))
-        groups = task.configure_optimizers()["optimizer"].param_groups
+        groups = make_optimizer(model, recipe.model_copy(update={"optimizer": optimizer})).param_groups
         found = {id(p): (group["weight_decay"], group["lr"]) for group in groups for p in group["params"]}
         convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
         assert len(found) == len(list(model.parameters())) > len(convolutions)
@@ -375,14 +376,14 @@ def test_a_finished_run_is_not_trained_again(finished: Path, monkeypatch: pytest
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, error: BaseException) -> pytest.MonkeyPatch:
-    original = Classification.training_step
+    original = Learning.training_step
 
-    def training_step(self: Classification, batch: Any, batch_index: int) -> Tensor:
+    def training_step(self: Learning, batch: Any, batch_index: int) -> Tensor:
         if self.global_step == at_step:
             raise error
         return original(self, batch, batch_index)
 
-    monkeypatch.setattr(Classification, "training_step", training_step)
+    monkeypatch.setattr(Learning, "training_step", training_step)
     return monkeypatch
 
 
@@ -404,13 +405,13 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     first = [row["train/loss"] for row in read_log(tmp_path) if row["train/loss"]]
 
     seen = []
-    original = Classification.training_step
+    original = Learning.training_step
 
-    def training_step(self: Classification, batch: Any, batch_index: int) -> Tensor:
+    def training_step(self: Learning, batch: Any, batch_index: int) -> Tensor:
         seen.append((self.current_epoch, self.global_step, self.optimizers().param_groups[0]["lr"]))
         return original(self, batch, batch_index)
 
-    monkeypatch.setattr(Classification, "training_step", training_step)
+    monkeypatch.setattr(Learning, "training_step", training_step)
     train(tmp_path, resume=True, **changes)
     assert [(epoch, step) for epoch, step, _ in seen] == [(1, 3), (1, 4), (1, 5), (2, 6), (2, 7), (2, 8)]
     expected = rates(recipe_of(**changes), 9, 3)
@@ -426,13 +427,13 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_resumed_epoch_sees_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[list[int]] = []
-    original = loops._image_and_label
+    original = classification.collate
 
     def collate(items: Any) -> Any:
         orders.append([int(label) for _, label in items])
         return original(items)
 
-    monkeypatch.setattr(loops, "_image_and_label", collate)
+    monkeypatch.setattr(classification, "collate", collate)
     with monkeypatch.context() as patch:
         interrupt(patch, 2, Fault())
         with pytest.raises(Fault):
@@ -523,16 +524,16 @@ def test_act_and_plain_runs(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_norms(plain: Path, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     momenta = set()
-    original = Classification.training_step
+    original = Learning.training_step
 
-    def training_step(self: Classification, batch: Any, batch_index: int) -> Tensor:
+    def training_step(self: Learning, batch: Any, batch_index: int) -> Tensor:
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta.update(norm.momentum for norm in norms)
         assert all(norm.training != frozen for norm in norms)
         assert self.model.training
         return original(self, batch, batch_index)
 
-    monkeypatch.setattr(Classification, "training_step", training_step)
+    monkeypatch.setattr(Learning, "training_step", training_step)
     train(tmp_path, halting="none", init=str(plain), max_epochs=2, freeze_norms=frozen, norm_momentum=0.125)
     assert momenta == {0.125}
     before, after = sact.from_pretrained(plain).state_dict(), sact.from_pretrained(tmp_path / "model").state_dict()
@@ -558,7 +559,8 @@ def test_lightning_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_small_validation_set(make_model, tmp_path: Path) -> None:
-    task = Classification(make_model("resnet", halting="sact", units=[2], base_channels=4), recipe_of())
+    model = make_model("resnet", halting="sact", units=[2], base_channels=4)
+    task = Learning(model, recipe_of(), classification.make_measures(model, None))
     trainer = L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False)
     pictures = PonderPictures(tmp_path, [(torch.zeros(3, 32, 32), 0)])
     pictures.on_validation_epoch_end(trainer, task)

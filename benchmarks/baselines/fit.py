@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from sact.layers import BatchNorm2d
 from sact.recipe import Recipe
-from sact.tasks.classification import make_schedule
+from sact.tasks.classification import collate
 from sact.tasks.loops import make_loader
+from sact.tasks.optimisation import make_schedule
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 """Images [N, 3, S, S], labels int64 [N] and the share of training that is done to the loss, []."""
@@ -47,7 +48,7 @@ def fit(
         for module in model.modules():
             if isinstance(module, (BatchNorm2d, nn.BatchNorm2d)):
                 module.momentum = recipe.norm_momentum
-    loader = make_loader(data, recipe.batch_size, workers=0, shuffle=True)
+    loader = make_loader(data, recipe.batch_size, 0, collate, shuffle=True)
     steps = epochs * len(loader)
     optimizer = torch.optim.AdamW(groups(model, recipe, heads), lr=recipe.lr, betas=(recipe.momentum, 0.999))
     schedule = make_schedule(optimizer, recipe, steps, len(loader))

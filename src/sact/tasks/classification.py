@@ -1,133 +1,174 @@
-"""Classification: a network with its loss, metrics and optimiser, as a Lightning module."""
+"""Classification: one class per image."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchmetrics.classification import MulticlassAccuracy
 
-from ..engines import prepare
-from ..models import Network
+from ..checkpoints import from_pretrained
+from ..compiled import CompiledNetwork
+from ..engines import Run, prepare
+from ..errors import InputError, RecipeError
+from ..maps import contact_sheet
+from ..models import AdaptiveNetwork, Network, create_model
+from ..models.dense import extractor
 from ..ponder import Ponder
-from ..recipe import Recipe
-from .evaluation import Measures
+from ..preprocessing import to_bytes
+from ..recipe import ClassificationRecipe
+from .statistics import PonderStatistics
+from .task import Step
 
 Batch = tuple[Tensor, Tensor]
+Classifier = AdaptiveNetwork | CompiledNetwork
+
+EVAL_BATCH = None
 
 
-class Classification(L.LightningModule):
-    """Cross-entropy plus tau times the ponder cost: L' = L + tau sum_k rho_k (section 3.1, equation 10).
+class Accuracy(nn.Module):
+    """Accuracy and ponder statistics of a classifier, gathered over batches and processes.
 
     Args:
-        model: the network to train, in place.
-        recipe: loss and optimisation fields are read from it.
-        total_steps: length of the training run in steps, for the schedule.
-        steps_per_epoch: turns milestones in epochs into steps.
+        network: whose classes and blocks they are of.
     """
 
-    def __init__(self, model: Network, recipe: Recipe, total_steps: int = 1, steps_per_epoch: int = 1) -> None:
+    def __init__(self, network: AdaptiveNetwork) -> None:
         super().__init__()
-        self.model = model
-        self.recipe = recipe
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.measures = Measures(model)
-        # No module, whose parameters would be saved a second time.
-        self._train_run = prepare(model, "gather", norm_statistics=recipe.norm_statistics)
+        classes = network.config.num_classes
+        self.top1 = MulticlassAccuracy(classes, average="micro")
+        self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
+        self.statistics = PonderStatistics(len(network.blocks))
 
-    def on_train_epoch_start(self) -> None:
-        """Norms may stay frozen while everything else trains."""
-        if self.recipe.freeze_norms:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+    def update(self, logits: Tensor, labels: Tensor, ponder: Ponder) -> None:
+        """Add a batch: logits [N, num_classes], labels int64 [N], and what it spent."""
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+        self.statistics.update(ponder)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The loss of a batch, [] float32."""
-        images, labels = self._prepare(batch[0]), batch[1]
-        logits, ponder = self._train_run(images)
-        assert isinstance(logits, Tensor)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        cost = ponder.cost
-        if cost is not None:
-            loss = loss + self.recipe.tau * cost.mean()
-        if self.global_step % self.recipe.log_every == 0:
-            self._log_step(loss, logits, labels, ponder)
-        return loss
+    def compute(self) -> dict[str, Any]:
+        """`top1`, `top5`, and the fields of `PonderStatistics.compute`, as plain numbers; reduced over processes."""
+        accuracy = {"top1": float(self.top1.compute()), "top5": float(self.top5.compute())}
+        return accuracy | self.statistics.compute()
 
-    def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor, ponder: Ponder) -> None:
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        values = {"loss": loss, "acc": accuracy, "flops_share": ponder.flops.float().mean() / ponder.dense_flops}
-        if ponder.cost is not None:
-            values["ponder"] = ponder.cost.mean()
-        for name, value in values.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name != "loss")
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        """Update accuracy and ponder statistics."""
-        images, labels = self._prepare(batch[0]), batch[1]
-        logits, ponder = self.model(images, return_ponder=True)
-        self.measures.update(logits, labels, ponder)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log accuracy, ponder cost and units per block."""
-        results = self.measures.compute()
-        self.log("val/acc", results["top1"], prog_bar=True)
-        self.log("val/top5", results["top5"])
-        self.log("val/flops_share", results["share"], prog_bar=True)
-        if results["cost"] is not None:
-            self.log("val/ponder", results["cost"], prog_bar=True)
-        for index, block in enumerate(results["blocks"], start=1):
-            for name, value in block["units"].items():
-                self.log(f"block{index}/units_{name}", float(value))
-            if block["cost"] is not None:
-                self.log(f"block{index}/ponder", block["cost"]["mean"])
-        self.measures.reset()
-
-    def configure_optimizers(self) -> Any:
-        """SGD or AdamW with weight decay on convolution weights only, as in the paper, and the schedule."""
-        recipe = self.recipe
-        groups = _parameter_groups(self.model, recipe)
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
-        scheduler = make_schedule(optimizer, recipe, self.total_steps, self.steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else images
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        for metric in (self.top1, self.top5, self.statistics):
+            metric.reset()
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps: int, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning-rate schedule of a recipe, to be stepped after every optimiser step."""
-    if recipe.schedule == "one_cycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        rise = max(0.1, 2 / (total_steps + 1))  # at least one step, however short the run
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peaks, total_steps=total_steps + 1, pct_start=rise, cycle_momentum=False
+def make_model(recipe: ClassificationRecipe, dataset: Any) -> Network:
+    """The recipe's network, started from `init` if given, ready for its data.
+
+    Raises:
+        RecipeError: `init` is a network of other units, width or classes, or there are fewer classes than in the data.
+    """
+    classes = recipe.num_classes or dataset.num_classes
+    if classes < dataset.num_classes:
+        raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes}; leave it out")
+    model = create_model(
+        recipe.model,
+        recipe.halting,
+        num_classes=classes,
+        eps=recipe.eps,
+        units=recipe.units,
+        base_channels=recipe.base_channels,
+    )
+    if recipe.init is not None:
+        started = from_pretrained(recipe.init, halting=recipe.halting, eps=recipe.eps)
+        if not isinstance(started, Network):
+            raise RecipeError(f"init is {recipe.init}, {_kind(started)}")
+        theirs, ours = started.config.to_dict(), model.config.to_dict()
+        for name in theirs:
+            if theirs[name] != ours[name]:
+                raise RecipeError(
+                    f"init is {recipe.init}, whose {name} is {theirs[name]}, but the recipe's is {ours[name]}"
+                )
+        model = started
+    model.preprocessing = dict(dataset.preprocessing)
+    model.class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, classes))]
+    return model
+
+
+def pretrained(model: Network) -> nn.Module:
+    """All of it."""
+    return model
+
+
+def make_train_run(model: Network, recipe: ClassificationRecipe) -> Run:
+    """The network in the engine that trains."""
+    return prepare(model, "gather", norm_statistics=recipe.norm_statistics)
+
+
+def train_step(run: Run, batch: Batch, recipe: ClassificationRecipe) -> Step:
+    """Cross-entropy."""
+    images, labels = batch
+    logits, ponder = run(images.contiguous(memory_format=torch.channels_last) if recipe.channels_last else images)
+    assert isinstance(logits, Tensor)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    return Step(loss, ponder, {"acc": (logits.argmax(1) == labels).float().mean()})
+
+
+def make_measures(model: Classifier, dataset: Any) -> Accuracy:
+    """Accuracy."""
+    return Accuracy(extractor(model))
+
+
+def measure(run: Classifier, batch: Batch, measures: Accuracy) -> None:
+    """Add a batch."""
+    images, labels = batch
+    logits, ponder = run(images.contiguous(memory_format=torch.channels_last), return_ponder=True)
+    assert isinstance(logits, Tensor)
+    measures.update(logits, labels, ponder)
+
+
+def headlines(results: dict[str, Any]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy."""
+    return {"acc": results["top1"], "top5": results["top5"]}
+
+
+def collate(items: list[tuple[Any, ...]]) -> Any:
+    """Batches hold images and labels alone; scenes also carry a mask, which training does not read."""
+    return default_collate([item[:2] for item in items])
+
+
+def check_data(model: Classifier, dataset: Any) -> None:
+    """Raise InputError if there is no classifier, or the data set has more classes than it knows."""
+    network = extractor(model)
+    network.check_classifies()
+    classes = getattr(dataset, "num_classes", None)
+    if classes is not None and classes > network.config.num_classes:
+        raise InputError(
+            f"the data set has {classes} classes, but the network knows {network.config.num_classes}; "
+            "evaluate it on the data it was trained for"
         )
-    factor = 1 if recipe.max_steps is not None else steps_per_epoch
-    milestones = [milestone * factor for milestone in recipe.milestones] if recipe.schedule == "step" else []
-    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, recipe.gamma)
 
 
-def _parameter_groups(model: Network, recipe: Recipe) -> list[dict[str, Any]]:
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    scores = set(model.score_parameters())
-    for parameter in model.parameters():
-        groups.setdefault((parameter.dim() == 4, parameter in scores), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": recipe.weight_decay if is_weight else 0.0,
-            "lr": recipe.lr * (recipe.score_lr_scale if is_score else 1.0),
-        }
-        for (is_weight, is_score), parameters in groups.items()
-    ]
+def draw_sheet(model: Network, dataset: Any, count: int) -> Image.Image:
+    """Images and their ponder maps."""
+    images = torch.stack([dataset[index][0] for index in range(min(count, len(dataset)))])
+    parameter = next(model.parameters())
+    _, ponder = model(images.to(parameter.device, parameter.dtype), return_ponder=True)
+    maps = ponder.map(tuple(images.shape[-2:])).float().cpu().numpy()
+    pictures = [_to_picture(image) for image in images]
+    captions = [f"ponder cost {cost.mean():.1f}" for cost in maps]
+    return contact_sheet(list(zip(pictures, maps, captions, strict=True)), columns=3)
+
+
+def _to_picture(image: Tensor) -> NDArray[np.uint8]:
+    """Any float image [3, H, W] as uint8 [H, W, 3], stretched to its own range: normalisations differ."""
+    low, high = float(image.min()), float(image.max())
+    picture: NDArray[np.uint8] = to_bytes((image - low) / max(high - low, 1e-6)).permute(1, 2, 0).numpy()
+    return picture
+
+
+def _kind(model: nn.Module) -> str:
+    if isinstance(model, AdaptiveNetwork):
+        return "an adapted network; sact adapt teaches those"
+    return "a detector or segmenter; a classifier starts from a classifier"

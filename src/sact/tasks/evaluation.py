@@ -1,119 +1,80 @@
-"""Evaluate a network: accuracy and cost over a data set."""
+"""Evaluate a model of any task: its results and cost over a data set."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
-from torchmetrics.classification import MulticlassAccuracy
 
-from ..compiled import CompiledNetwork
 from ..errors import InputError, RecipeError
-from ..models import AdaptiveNetwork
-from ..ponder import Ponder
 from ..recipe import Precision
 from .loops import calm, interruptible, make_loader, make_trainer
-from .statistics import PonderStatistics
-
-
-class Measures(nn.Module):
-    """Accuracy and ponder statistics of a classifier, gathered over batches and processes.
-
-    Args:
-        network: whose classes and blocks they are of.
-    """
-
-    def __init__(self, network: AdaptiveNetwork) -> None:
-        super().__init__()
-        classes = network.config.num_classes
-        self.top1 = MulticlassAccuracy(classes, average="micro")
-        self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
-        self.statistics = PonderStatistics(len(network.blocks))
-
-    def update(self, logits: Tensor, labels: Tensor, ponder: Ponder) -> None:
-        """Add a batch: logits [N, num_classes], labels int64 [N], and what it spent."""
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
-        self.statistics.update(ponder)
-
-    def compute(self) -> dict[str, Any]:
-        """`top1`, `top5`, and the fields of `PonderStatistics.compute`, as plain numbers; reduced over processes."""
-        accuracy = {"top1": float(self.top1.compute()), "top5": float(self.top5.compute())}
-        return accuracy | self.statistics.compute()
-
-    def reset(self) -> None:
-        """Forget everything counted so far."""
-        for metric in (self.top1, self.top5, self.statistics):
-            metric.reset()
+from .task import Measures, Task, task_of
 
 
 class Evaluation(L.LightningModule):
-    """Runs a network over batches and measures it.
+    """Runs a model over batches and measures it.
 
     Args:
-        model: a network, compiled or not.
-        measures: of that network.
+        model: of the task, compiled or not.
+        task: what it is for.
+        measures: of that model.
     """
 
-    def __init__(self, model: AdaptiveNetwork | CompiledNetwork, measures: Measures) -> None:
+    def __init__(self, model: nn.Module, task: Task, measures: Measures) -> None:
         super().__init__()
         self.model = model
+        self.task = task
         self.measures = measures
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def test_step(self, batch: Any, batch_index: int) -> None:
         """Measure a batch."""
-        images, labels = batch
-        logits, ponder = self.model(images.contiguous(memory_format=torch.channels_last), return_ponder=True)
-        self.measures.update(logits, labels, ponder)
+        self.task.measure(self.model, batch, self.measures)
 
 
 def evaluate(
-    model: AdaptiveNetwork | CompiledNetwork,
+    model: nn.Module,
     dataset: Dataset[Any],
-    batch_size: int = 100,
+    batch_size: int | None = None,
     precision: str = "32-true",
     accelerator: str = "auto",
     workers: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy and cost of a network over a data set.
+    """Results and cost of a model over a data set.
 
     Args:
-        model: a `Network`, or what `sact.compile` made of one; it is put into evaluation mode.
-        dataset: elements start with (image, label).
-        batch_size: images at a time.
+        model: a network, detector or segmenter, or what `sact.compile` made of one; it is put into evaluation mode.
+        dataset: of its task. For a classifier, elements start with (image, label).
+        batch_size: images at a time; by default 100 for a classifier, else 1, so that no image is padded to another.
         precision: "32-true", "bf16-mixed", "16-mixed" or "64-true".
         accelerator: as in Lightning.
         workers: processes that load data.
         quiet: no progress bar.
 
     Returns:
-        `top1`, `top5`, and the fields of `PonderStatistics.compute`.
+        What the task measures (see `Accuracy`, `DetectionMeasures`, `SegmentationMeasures`), and the fields of
+        `PonderStatistics.compute`.
 
     Raises:
-        InputError: the network has no classifier, or the data set has more classes than it or is empty.
+        InputError: the model is not for this data set, or that is empty.
         RecipeError: `batch_size`, `precision`, `accelerator` or `workers` is impossible.
     """
-    network = model.model if isinstance(model, CompiledNetwork) else model
-    network.check_classifies()
-    if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
-        raise InputError("the data set is empty; there is nothing to evaluate")
-    classes = getattr(dataset, "num_classes", None)
-    if classes is not None and classes > network.config.num_classes:
-        raise InputError(
-            f"the data set has {classes} classes, but the network knows {network.config.num_classes}; "
-            "evaluate it on the data it was trained for"
-        )
+    task = task_of(model)
+    if batch_size is None:
+        batch_size = task.EVAL_BATCH or 100
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if not isinstance(value, int) or value < least:
             raise RecipeError(f"{name} is {value!r}, but it must be a whole number of at least {least}")
     if precision not in get_args(Precision):
         raise RecipeError(f"precision is {precision!r}, but it must be one of {', '.join(get_args(Precision))}")
-    measures = Measures(network)
-    evaluation = Evaluation(model, measures).eval()
+    task.check_data(model, dataset)
+    if not len(dataset):  # type: ignore[arg-type]  # map-style data sets have a length
+        raise InputError("the data set is empty; there is nothing to evaluate")
+    measures = task.make_measures(model, dataset)
+    evaluation = Evaluation(model, task, measures).eval()
     with calm(), interruptible():
         trainer = make_trainer(
             accelerator,
@@ -124,5 +85,5 @@ def evaluate(
             enable_model_summary=False,
             enable_progress_bar=not quiet,
         )
-        trainer.test(evaluation, make_loader(dataset, batch_size, workers), verbose=False)
+        trainer.test(evaluation, make_loader(dataset, batch_size, workers, task.collate), verbose=False)
     return measures.compute()

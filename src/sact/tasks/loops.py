@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import RecipeError
 
@@ -32,8 +32,14 @@ def make_trainer(accelerator: str, devices: int | str, precision: Any, **options
         ) from error
 
 
-def make_loader(dataset: Dataset[Any], batch_size: int, workers: int, shuffle: bool = False) -> DataLoader[Any]:
-    """Batches of images and labels; shuffled ones leave out an incomplete last batch."""
+def make_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    workers: int,
+    collate: Callable[[list[Any]], Any],
+    shuffle: bool = False,
+) -> DataLoader[Any]:
+    """Batches as `collate` makes them of elements; shuffled ones leave out an incomplete last batch."""
     return DataLoader(
         dataset,
         batch_size,
@@ -41,13 +47,8 @@ def make_loader(dataset: Dataset[Any], batch_size: int, workers: int, shuffle: b
         drop_last=shuffle,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=_image_and_label,
+        collate_fn=collate,
     )
-
-
-def _image_and_label(items: list[tuple[Any, ...]]) -> Any:
-    """Batches hold images and labels alone; scenes also carry a mask, which training does not read."""
-    return default_collate([item[:2] for item in items])
 
 
 @contextmanager

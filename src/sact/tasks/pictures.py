@@ -9,20 +9,17 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ..maps import contact_sheet, save_png
-from ..preprocessing import to_bytes
-from .classification import Classification
+from ..maps import save_png
+from .task import task_of
 
 
 class PonderPictures(L.Callback):
-    """After each validation, write a contact sheet of images and their ponder maps, as PNG and to TensorBoard.
+    """After each validation, write the task's contact sheet of images and ponder maps, as PNG and to TensorBoard.
 
     Args:
         folder: of the PNG files, `epoch_000.png` and on.
-        dataset: its first images are shown; elements start with (image float32 [3, S, S], label).
+        dataset: of the validation; its first images are shown.
         count: how many.
     """
 
@@ -35,25 +32,13 @@ class PonderPictures(L.Callback):
         """Write the sheet."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        assert isinstance(pl_module, Classification)
-        images = torch.stack([self.dataset[index][0] for index in range(min(self.count, len(self.dataset)))])
-        parameter = next(pl_module.model.parameters())
+        model = pl_module.model
+        assert isinstance(model, torch.nn.Module)
         with torch.no_grad():
-            _, ponder = pl_module.model(images.to(parameter.device, parameter.dtype), return_ponder=True)
-        maps = ponder.map(tuple(images.shape[-2:])).float().cpu().numpy()
-        pictures = [_to_picture(image) for image in images]
-        captions = [f"ponder cost {cost.mean():.1f}" for cost in maps]
-        sheet = contact_sheet(list(zip(pictures, maps, captions, strict=True)), columns=3)
+            sheet = task_of(model).draw_sheet(model, self.dataset, self.count)
         save_png(sheet, self.folder / f"epoch_{trainer.current_epoch:03d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(
                     "ponder_maps", np.asarray(sheet), global_step=trainer.global_step, dataformats="HWC"
                 )
-
-
-def _to_picture(image: Tensor) -> NDArray[np.uint8]:
-    """Any float image [3, H, W] as uint8 [H, W, 3], stretched to its own range: normalisations differ."""
-    low, high = float(image.min()), float(image.max())
-    picture: NDArray[np.uint8] = to_bytes((image - low) / max(high - low, 1e-6)).permute(1, 2, 0).numpy()
-    return picture

@@ -17,17 +17,19 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from ..checkpoints import from_pretrained, save_pretrained
+from ..checkpoints import save_pretrained
 from ..data import create_dataset
 from ..data.materialised import Materialised
 from ..errors import CheckpointError, RecipeError
 from ..files import make_folder, write_json, write_text
-from ..models import Network, create_model
-from ..recipe import Recipe, dump_recipe, load_recipe
-from .classification import Classification
+from ..models import AdaptiveNetwork
+from ..models.dense import DenseModel
+from ..recipe import ClassificationRecipe, Recipe, dump_recipe, load_recipe
 from .evaluation import evaluate
+from .learning import Learning
 from .loops import calm, interruptible, make_loader, make_trainer
 from .pictures import PonderPictures
+from .task import find_task
 
 # TensorBoard would import all of TensorFlow, where that is installed, merely to write event files; this is its own
 # switch.
@@ -37,10 +39,12 @@ RECIPE_NAME = "recipe.yaml"
 MODEL_FOLDER = "model"
 RESULTS_NAME = "results.json"
 RESUME_NAME = "last.ckpt"
+VALIDATIONS = 20
+"""Most validations in a run, unless the recipe says otherwise."""
 
 
 def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Train a network and evaluate it on the validation split.
+    """Train a model of any task and evaluate it on the validation split.
 
     The folder receives `recipe.yaml` (resolved), `last.ckpt` after every epoch, TensorBoard and CSV logs,
     `ponder/epoch_*.png` (adaptive networks), and at the end `model/` (see `sact.from_pretrained`) and `results.json`.
@@ -73,7 +77,8 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         steps_done = _check_checkpoint(checkpoint, model)
         # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
-    train_loader = make_loader(training, recipe.batch_size, recipe.workers, shuffle=True)
+    task = find_task(recipe.task)
+    train_loader = make_loader(training, recipe.batch_size, recipe.workers, task.collate, shuffle=True)
     if len(train_loader) == 0:
         raise RecipeError(f"batch_size is {recipe.batch_size}, but there are only {len(training)} training images")
     epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(train_loader))
@@ -92,7 +97,8 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
             recipe.precision,
             max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
             max_steps=recipe.max_steps or -1,
-            check_val_every_n_epoch=math.ceil(epochs / 20),
+            check_val_every_n_epoch=recipe.val_every or math.ceil(epochs / VALIDATIONS),
+            gradient_clip_val=recipe.gradient_clip,
             logger=[_csv_logger(folder, steps_done), TensorBoardLogger(folder, "", "tensorboard")],
             callbacks=callbacks,
             enable_progress_bar=not quiet,
@@ -104,15 +110,16 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
             write_text(folder / RECIPE_NAME, dump_recipe(recipe))
         steps_per_epoch = math.ceil(len(training) / trainer.world_size) // recipe.batch_size
         total_steps = recipe.max_steps or epochs * steps_per_epoch
-        task = Classification(model, recipe, total_steps, steps_per_epoch)
+        learning = Learning(model, recipe, task.make_measures(model, validation), total_steps, steps_per_epoch)
         resume_from = str(checkpoint) if resumes else None
-        val_loader = make_loader(validation, recipe.batch_size, recipe.workers)
-        trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
+        eval_batch = task.EVAL_BATCH or recipe.batch_size
+        val_loader = make_loader(validation, eval_batch, recipe.workers, task.collate)
+        trainer.fit(learning, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
     model.eval()
     results = evaluate(
         model,
         validation,
-        batch_size=recipe.batch_size,
+        batch_size=eval_batch,
         precision=recipe.precision,
         accelerator=recipe.accelerator,
         quiet=quiet,
@@ -135,58 +142,31 @@ class ProgressBar(TQDMProgressBar):
 
 def training_data(recipe: Recipe) -> Any:
     """The recipe's training set, drawn to disk if it says so."""
-    options = dict(recipe.data_options)
-    arguments: dict[str, Any] = {"size": recipe.image_size, "data_dir": recipe.data_dir, "length": recipe.train_length}
-    source = create_dataset(recipe.data, "train", seed=recipe.seed, train=True, **arguments, **options)
-    if not recipe.cache:
+    arguments = _data_arguments(recipe, recipe.train_length)
+    source = create_dataset(recipe.data, "train", seed=recipe.seed, train=True, **arguments)
+    if not (isinstance(recipe, ClassificationRecipe) and recipe.cache):
         return source
-    return Materialised(source, {"data": recipe.data, "seed": recipe.seed} | arguments | options)
+    return Materialised(source, {"data": recipe.data, "seed": recipe.seed} | arguments)
 
 
 def validation_data(recipe: Recipe, split: str = "val") -> Any:
     """The recipe's validation set (or another held-out split)."""
-    return create_dataset(
-        recipe.data,
-        split,
-        size=recipe.image_size,
-        data_dir=recipe.data_dir,
-        length=recipe.val_length,
-        seed=recipe.seed,
-        **recipe.data_options,
-    )
+    return create_dataset(recipe.data, split, seed=recipe.seed, **_data_arguments(recipe, recipe.val_length))
 
 
-def make_model(recipe: Recipe, dataset: Any) -> Network:
-    """The recipe's network, started from `init` if given, ready for its data.
+def _data_arguments(recipe: Recipe, length: int | None) -> dict[str, Any]:
+    size = getattr(recipe, "image_size", None)
+    return {"size": size, "data_dir": recipe.data_dir, "length": length} | recipe.data_options
+
+
+def make_model(recipe: Recipe, dataset: Any) -> AdaptiveNetwork | DenseModel:
+    """The recipe's model, started from `init` if given, ready for its data, in training mode.
 
     Raises:
-        RecipeError: `init` is a network of other units, width or classes, or there are fewer classes than in the data.
+        RecipeError: `init` is another model, or there are fewer classes than in the data.
+        CheckpointError: nothing usable is at `init`.
     """
-    classes = recipe.num_classes or dataset.num_classes
-    if classes < dataset.num_classes:
-        raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes}; leave it out")
-    model = create_model(
-        recipe.model,
-        recipe.halting,
-        num_classes=classes,
-        eps=recipe.eps,
-        units=recipe.units,
-        base_channels=recipe.base_channels,
-    )
-    if recipe.init is not None:
-        started = from_pretrained(recipe.init, halting=recipe.halting, eps=recipe.eps)
-        if not isinstance(started, Network):
-            raise RecipeError(f"init is {recipe.init}, an adapted network; sact adapt teaches those")
-        theirs, ours = started.config.to_dict(), model.config.to_dict()
-        for name in theirs:
-            if theirs[name] != ours[name]:
-                raise RecipeError(
-                    f"init is {recipe.init}, whose {name} is {theirs[name]}, but the recipe's is {ours[name]}"
-                )
-        model = started
-    model.train()
-    model.preprocessing = dict(dataset.preprocessing)
-    model.class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, classes))]
+    model = find_task(recipe.task).make_model(recipe, dataset).train()
     if recipe.norm_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -213,8 +193,8 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
                 )
 
 
-def _check_checkpoint(path: Path, model: Network) -> int:
-    """The steps that a checkpoint of this network has behind it. Nothing in it is executed."""
+def _check_checkpoint(path: Path, model: nn.Module) -> int:
+    """The steps that a checkpoint of this model has behind it. Nothing in it is executed."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         steps, tensors = int(saved["global_step"]), saved["state_dict"]

@@ -1,0 +1,58 @@
+"""Measures of a segmenter: mean IoU, FLOPs of its extractor, ponder cost inside and outside of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from ..ponder import Ponder
+from .detection_measures import ExtractorStatistics
+
+IGNORED = 255
+
+
+class SegmentationMeasures(nn.Module):
+    """Intersection over union and ponder statistics of a segmenter, gathered over batches and processes.
+
+    Args:
+        class_names: of all classes, the background first.
+        blocks: number of blocks of the extractor.
+    """
+
+    def __init__(self, class_names: Sequence[str], blocks: int) -> None:
+        super().__init__()
+        self.class_names = class_names
+        self.confusion = MulticlassConfusionMatrix(len(class_names), ignore_index=IGNORED)
+        self.statistics = ExtractorStatistics(blocks)
+
+    def update(self, logits: Tensor, masks: Tensor, ponder: Ponder) -> None:
+        """Add a batch: logits [N, num_classes, H, W], masks int64 [N, H, W], 255 where not known, and what it spent."""
+        self.confusion.update(logits.argmax(1), masks)
+        self.statistics.update(ponder, [])
+
+    def compute(self) -> dict[str, Any]:
+        """The results so far, as plain numbers; reduced over processes.
+
+        Returns:
+            - `miou`: mean over the classes that occur of intersection over union, both counted over the whole data set;
+            - `accuracy`: share of pixels of the right class;
+            - `per_class`: name -> intersection over union, of the classes that occur or were found;
+            - the fields of `ExtractorStatistics.compute`, its sides being objects and background.
+        """
+        counts = self.confusion.compute().double()
+        right, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
+        iou = right / union
+        occurs = union > 0
+        return {
+            "miou": float(iou[occurs].mean()),
+            "accuracy": float(right.sum() / counts.sum()),
+            "per_class": {self.class_names[index]: float(iou[index]) for index in occurs.nonzero().flatten().tolist()},
+        } | self.statistics.compute()
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        self.confusion.reset()
+        self.statistics.reset()
