@@ -13,7 +13,7 @@ from PIL import Image
 
 import sact
 from sact.card import is_unedited, model_card
-from sact.recipe import Recipe
+from sact.recipe import ClassificationRecipe
 
 NETWORK = {"units": [3, 2], "base_channels": 4, "num_classes": 5}
 RECIPE = {"model": "resnet", "units": [3, 2], "base_channels": 4, "data": "scenes", "max_epochs": 1, "halting": "sact"}
@@ -108,9 +108,9 @@ def test_licences(model, licence: str, known: str | None) -> None:
 
 
 def test_the_recipe_is_one(model, tmp_path: Path) -> None:
-    recipe = Recipe(**RECIPE, data_dir=str(tmp_path), workers=7, init=str(tmp_path / "model"), tau=0.02)
+    recipe = ClassificationRecipe(**RECIPE, data_dir=str(tmp_path), workers=7, init=str(tmp_path / "model"), tau=0.02)
     card = model_card(model, {"recipe": recipe.model_dump()})
-    shown = Recipe(**yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]))
+    shown = ClassificationRecipe(**yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]))
     assert shown == recipe.model_copy(update={"data_dir": None, "workers": 0, "init": None})
     assert str(tmp_path) not in card
     assert "init: runs/plain" in model_card(model, {"recipe": RECIPE | {"init": "runs/plain"}})
