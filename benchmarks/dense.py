@@ -22,8 +22,8 @@ from study import ROOT, Study
 from sact.errors import InputError
 
 DEPTHS = {"full": (3, 4, 6, 3), "half": (2, 2, 3, 2)}
-TAUS = {"detection": (0.005, 0.02, 0.05), "segmentation": (0.005, 0.02, 0.05)}
-STEPS = {"detection": (700, 400), "segmentation": (450, 250)}
+TAUS = {"detection": (0.01, 0.03), "segmentation": (0.01, 0.03)}
+STEPS = {"detection": (450, 250), "segmentation": (250, 150)}
 """Of the two phases."""
 MARGIN = 0.25
 """Of an object's longer side, around it in its crop."""
