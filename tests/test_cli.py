@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -108,18 +109,26 @@ def test_help_names_every_verb(run: Sact) -> None:
 
 
 def test_help_lists_the_fields_of_a_recipe(run: Sact, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sact.recipe import SECTIONS, Recipe
+    from sact.recipe_fields import RECIPES, SECTIONS, Recipe, own_fields
 
     monkeypatch.setenv("COLUMNS", "100")
     code, output, errors = run("train", "--help")
     assert (code, errors) == (0, "")
     assert max(map(len, output.splitlines())) <= 100
-    words = " ".join(output[output.index(SECTIONS["model"]) :].split())
-    places = [words.index(f" --{name} ") for name in Recipe.model_fields]
-    assert places == sorted(places)
-    assert all(field.description and field.description in words for field in Recipe.model_fields.values())
+    words = " ".join(output[output.index(SECTIONS["task"]) :].split())
     assert all(f"{section}: --{first}" in words for first, section in SECTIONS.items())
-    for text in ("--units [INT,...]", "--lr NUMBER", "(default: 0.1)", "--halting none|act|sact", "--devices INT|auto"):
+    shared, *parts = re.split(r" task: \w+: ", words)
+    for fields, text in zip(
+        [list(Recipe.model_fields), *map(own_fields, RECIPES.values())], [shared, *parts], strict=True
+    ):
+        places = [f" {text}".index(f" --{name} ") for name in fields]
+        assert places == sorted(places)
+    for kind in (Recipe, *RECIPES.values()):
+        assert all((field.description or "") in words for field in kind.model_fields.values())
+    for text in (
+        *("--units [INT,...]", "--lr NUMBER", "(default: 0.1)", "--halting none|act|sact", "--devices INT|auto"),
+        *("--anchor_sizes [[INT,...],...]", "--form fpn|c4", "--output_stride 8|16|32"),
+    ):
         assert text in words
 
 
@@ -209,7 +218,7 @@ def test_eval_options_override_what_the_network_remembers(run: Sact, model: Path
 def test_eval_draws_the_scenes_of_the_run(
     run: Sact, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sact.data
+    from sact.tasks import evaluation
 
     asked: dict[str, Any] = {}
 
@@ -229,7 +238,7 @@ def test_eval_draws_the_scenes_of_the_run(
         "data_options": {"scale": [0.3, 0.5]},
     }
     network.save_pretrained(tmp_path / "model", recipe=remembered)
-    monkeypatch.setattr(sact.data, "create_dataset", create_dataset)
+    monkeypatch.setattr(evaluation, "create_dataset", create_dataset)
     check_refusal(*run("eval", tmp_path / "model")[::2], "eval", "seen")
     expected = {"seed": 7, "size": 48, "data_dir": "photos", "scale": [0.3, 0.5], "length": None}
     assert asked == expected | {"arguments": ("scenes", "val")}
@@ -497,7 +506,8 @@ def test_a_disk_that_fills_up(
         (["--size=0"], "at least 28"),
         (["--size=28"], "28x28 pixels, but both sides must be at least 32"),
         (["--engine=warp"], 'engine is "warp"'),
-        (["--data=mnist"], "'mnist'; choose one of cifar10, fashion_mnist"),
+        (["--data=mnist"], "'mnist' is no data set for classification; choose one of cifar10, fashion_mnist"),
+        (["--data=coco"], "'coco' is no data set for classification"),
         (["--data=imagenet"], "ImageNet cannot be downloaded"),
         (["--data-dir=nowhere"], "'nowhere' does not have"),
     ],

@@ -38,7 +38,7 @@ Residual networks that decide, position by position, how many of their units to 
   sact serve                                        a page: drop a photograph, turn the budget
   sact detect street.jpg                            boxes, and the map of where the work went
   sact segment street.jpg                           the same with a class for every pixel
-  sact compose --cutouts DIR --backgrounds DIR --out DIR   a data set for both, from cut-outs and photographs
+  sact compose --cutouts DIR --backgrounds DIR --out DIR   a data set for both
   sact saliency --dataset cat2000 DIR               ponder maps against where people looked
   sact maps VIDEO --out DIR                         the ponder maps of many pictures
 """
@@ -134,15 +134,16 @@ def _add_eval(verbs: Any) -> None:
     evaluate = verbs.add_parser(
         "eval",
         help="accuracy, FLOPs and ponder cost over a data set",
-        description="Evaluate a network. A network trained by `sact train` remembers its data; options override it.",
+        description="Evaluate a network, detector or segmenter: accuracy, mean average precision or mean IoU, FLOPs "
+        "and ponder cost. What `sact train` trained remembers its data; options override it.",
     )
     evaluate.add_argument("model", metavar="MODEL", help="folder, hub id, or packaged network")
-    evaluate.add_argument("--data", help="data set: scenes, fashion_mnist, cifar10, imagenet")
+    evaluate.add_argument("--data", help="scenes, fashion_mnist, cifar10, imagenet, coco or coco_segmentation")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lies")
     evaluate.add_argument("--split", default="val", choices=["train", "val", "test"], help="of the data (%(default)s)")
-    evaluate.add_argument("--size", type=int, help="side of the images in pixels")
+    evaluate.add_argument("--size", type=int, help="side of a classifier's images in pixels")
     evaluate.add_argument("--length", type=int, help="evaluate this many images")
-    evaluate.add_argument("--batch-size", type=int, default=100, help="images at a time (%(default)s)")
+    evaluate.add_argument("--batch-size", type=int, help="images at a time (default: 100, but 1 where sizes differ)")
     evaluate.add_argument("--engine", default="masked", help="masked, gather, native, triton or auto (%(default)s)")
     evaluate.add_argument("--json", metavar="FILE", default="eval.json", help="where the results go (%(default)s)")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -297,7 +298,7 @@ def _add_serve(verbs: Any) -> None:
 def _add_command(verbs: Any, verb: str, module: str, summary: str) -> None:
     """A verb whose module describes it."""
     command = import_module(f".{module}", __package__)
-    parser = verbs.add_parser(verb, help=summary, description=" ".join(command.__doc__.split()))
+    parser = verbs.add_parser(verb, help=summary, description=" ".join((command.__doc__ or "").split()))
     command.add_options(parser)
     parser.set_defaults(run=command.run)
 
@@ -317,11 +318,12 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
         )
     recipe = load_recipe(path, **fields)
     require("lightning", "tasks")
+    from .results_text import describe_results
     from .tasks.training import MODEL_FOLDER, train
 
     out = Path(options.out or Path("runs") / Path(path).stem)
     results = train(recipe, out, options.resume, options.quiet)
-    print_results(results)
+    print(describe_results(results))
     print(f"the network is in {out / MODEL_FOLDER}")
 
 
@@ -330,31 +332,19 @@ def run_eval(options: argparse.Namespace) -> None:
     require("lightning", "tasks")
     from .checkpoints import from_pretrained, read_metadata
     from .compiled import compile
-    from .data import create_dataset
     from .files import make_folder, write_json
-    from .tasks.evaluation import evaluate
+    from .results_text import describe_results
+    from .tasks.evaluation import evaluate, held_out_data
 
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}, but it must be at least 1")
     if options.json:
         make_folder(Path(options.json).parent)
     model = from_pretrained(options.model)
-    recipe = read_metadata(options.model).get("recipe", {})
-    data = options.data or recipe.get("data")
-    if data is None:
-        raise InputError("this network does not remember its data; name a data set with --data")
-    remembers = data == recipe.get("data")
-    dataset = create_dataset(
-        data,
-        options.split,
-        size=options.size if options.size is not None or not remembers else recipe.get("image_size"),
-        data_dir=options.data_dir if options.data_dir is not None or not remembers else recipe.get("data_dir"),
-        seed=recipe.get("seed", 0) if remembers else 0,
-        length=options.length,
-        **(recipe.get("data_options", {}) if remembers else {}),
-    )
+    chosen = {name: getattr(options, name) for name in ("data", "data_dir", "split", "size", "length")}
+    dataset = held_out_data(model, read_metadata(options.model).get("recipe", {}), **chosen)
     results = evaluate(compile(model, options.engine), dataset, batch_size=options.batch_size, quiet=options.quiet)
-    print_results(results)
+    print(describe_results(results))
     write_json(Path(options.json), results)
     print(f"the results are in {options.json}")
 
@@ -474,21 +464,6 @@ def run_serve(options: argparse.Namespace) -> None:
     from .app import serve
 
     serve(options.model, options.host, options.port, options.examples)
-
-
-def print_results(results: dict[str, Any]) -> None:
-    """Accuracy, FLOPs and the blocks' units as a small table."""
-    flops = results["flops"]
-    print(f"top-1 {results['top1']:.2%}   top-5 {results['top5']:.2%}")
-    print(f"FLOPs {flops['mean']:.4g} +- {flops['std']:.2g} per image, {results['share']:.1%} of the plain network")
-    print(f"{'block':>5}{'units mean':>12}{'std':>7}{'max':>5}{'of':>4}{'dead':>6}{'ponder cost':>13}{'FLOPs':>12}")
-    for number, block in enumerate(results["blocks"], start=1):
-        units, cost = block["units"], block["cost"]
-        shown = f"{cost['mean']:.2f}" if cost else "-"
-        print(
-            f"{number:>5}{units['mean']:>12.2f}{units['std']:>7.2f}{units['max']:>5}{units['unit_count']:>4}"
-            f"{units['dead_units']:>6}{shown:>13}{block['flops']['mean']:>12.4g}"
-        )
 
 
 def _recipe_fields() -> str:

@@ -137,8 +137,12 @@ class ExtractorStatistics(PonderStatistics):
 
     def _add_sides(self, costs: Tensor, boxes: Tensor) -> None:
         inside = pixels_inside(boxes, costs.shape[0], costs.shape[1]).to(costs.device)
-        if inside.any() and not inside.all():
-            self.sides += torch.stack([costs[inside].mean(), costs[~inside].mean()]).to(self.sides)
+        self.add_sides(costs[inside], costs[~inside])
+
+    def add_sides(self, inside: Tensor, outside: Tensor) -> None:
+        """Add the ponder cost at an image's pixels inside of objects and outside, [P] and [Q]."""
+        if len(inside) and len(outside):
+            self.sides += torch.stack([inside.mean(), outside.mean()]).to(self.sides)
             self.with_boxes += 1
 
     def compute(self) -> dict[str, Any]:

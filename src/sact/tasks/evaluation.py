@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import lightning as L
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data import create_dataset
 from ..errors import InputError, RecipeError
-from ..recipe import Precision
+from ..recipe_fields import RECIPES, Precision
 from .loops import calm, interruptible, make_loader, make_trainer
-from .task import Measures, Task, task_of
+from .task import Measures, Task, task_name, task_of
 
 
 class Evaluation(L.LightningModule):
@@ -87,3 +89,46 @@ def evaluate(
         )
         trainer.test(evaluation, make_loader(dataset, batch_size, workers, task.collate), verbose=False)
     return measures.compute()
+
+
+def held_out_data(
+    model: nn.Module,
+    recipe: Mapping[str, Any],
+    data: str | None = None,
+    data_dir: str | None = None,
+    split: str = "val",
+    size: int | None = None,
+    length: int | None = None,
+) -> Any:
+    """The data that a model is evaluated on: that of its recipe, unless told otherwise.
+
+    Args:
+        model: of any task.
+        recipe: the model's own, as a dict; empty if it has none.
+        data: name of another data set, of which the recipe knows nothing.
+        data_dir: another folder of the data.
+        split: "train", "val" or "test".
+        size: another side of a classifier's images.
+        length: number of images; None for all.
+
+    Raises:
+        InputError: there is no name, the data set is for another task, or it cannot be had.
+    """
+    name = data or recipe.get("data")
+    if name is None:
+        raise InputError("this network does not remember its data; name a data set with --data")
+    task = task_name(model)
+    known = RECIPES[task].data_names
+    if name not in known:
+        raise InputError(f"{name!r} is no data set for {task}; choose one of {', '.join(known)}")
+    if name != recipe.get("data"):
+        recipe = {}
+    return create_dataset(
+        name,
+        split,
+        size=recipe.get("image_size") if size is None else size,
+        data_dir=recipe.get("data_dir") if data_dir is None else data_dir,
+        seed=recipe.get("seed", 0),
+        length=length,
+        **recipe.get("data_options", {}),
+    )

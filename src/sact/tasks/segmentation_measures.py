@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ..dense_pictures import IGNORED
 from ..ponder import Ponder
 from .detection_measures import ExtractorStatistics
-
-IGNORED = 255
 
 
 class SegmentationMeasures(nn.Module):
@@ -32,6 +31,10 @@ class SegmentationMeasures(nn.Module):
         """Add a batch: logits [N, num_classes, H, W], masks int64 [N, H, W], 255 where not known, and what it spent."""
         self.confusion.update(logits.argmax(1), masks)
         self.statistics.update(ponder, [])
+        if ponder.cost is not None:
+            size = masks.shape[-2], masks.shape[-1]
+            for costs, classes in zip(ponder.map(size), masks, strict=True):
+                self.statistics.add_sides(costs[(classes > 0) & (classes != IGNORED)], costs[classes == 0])
 
     def compute(self) -> dict[str, Any]:
         """The results so far, as plain numbers; reduced over processes.
@@ -40,7 +43,7 @@ class SegmentationMeasures(nn.Module):
             - `miou`: mean over the classes that occur of intersection over union, both counted over the whole data set;
             - `accuracy`: share of pixels of the right class;
             - `per_class`: name -> intersection over union, of the classes that occur or were found;
-            - the fields of `ExtractorStatistics.compute`, its sides being objects and background.
+            - the fields of `ExtractorStatistics.compute`, inside and outside being objects and background.
         """
         counts = self.confusion.compute().double()
         right, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()

@@ -82,6 +82,11 @@ def find_task(name: str) -> Task:
 
 def task_of(model: nn.Module) -> Task:
     """The task that a model is for."""
+    return find_task(task_name(model))
+
+
+def task_name(model: nn.Module) -> str:
+    """The name, in recipes, of the task that a model is for."""
     if not isinstance(model, DenseModel):
-        return find_task("classification")
-    return find_task("detection" if model.config.family == "faster_rcnn" else "segmentation")
+        return "classification"
+    return "detection" if model.config.family == "faster_rcnn" else "segmentation"
