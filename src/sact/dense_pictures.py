@@ -42,8 +42,8 @@ _LEGEND_ROWS = 14
 
 def class_color(label: int) -> Color:
     """A colour for a class from 1; neighbouring labels lie far apart, and the first 200 all differ."""
-    hue = 0.6180339887 * (label + 1) % 1  # steps of the golden ratio spread any number of hues evenly
-    saturation, value = ((0.85, 1.0), (0.45, 1.0), (0.75, 0.85))[label // 2 % 3]
+    hue = 0.7548776662 * label % 1  # steps of the inverse plastic number spread any number of hues evenly
+    saturation, value = ((0.85, 1.0), (0.45, 1.0), (0.75, 0.85))[label // 4 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
