@@ -23,12 +23,13 @@ from ..models.adaptive import AdaptiveNetwork
 from ..models.dense import DenseModel, extractor
 from ..ponder import Ponder
 from ..preprocessing import display_image, normalise, to_unit_tensor
+from ..tiling import tiled
 
 OWN = "own"
 """Stands for pictures at the size that they have."""
 Size = int | str | None
 
-TILE = 1024
+TILE, LEAST_TILE = 1024, 32
 TILE_ABOVE = 8.0
 _BYTE = 255
 
@@ -145,8 +146,6 @@ class Meter:
         return [_spent(ponder, index, size, seconds) for index in range(len(pictures))]
 
     def _in_tiles(self, picture: Image.Image | NDArray[np.uint8]) -> Spent:
-        from ..tiling import tiled
-
         start = time.perf_counter()
         result = tiled(self.network, picture, tile=self._tile, scratch=self._scratch, normalise=self._spec)
         return _spent(result.ponder, 0, _size(picture), time.perf_counter() - start)
@@ -220,5 +219,8 @@ def _check(network: AdaptiveNetwork, short_side: int | None, tile: int, tile_abo
         raise InputError("this network is in training mode, in which norms depend on the batch; call model.eval()")
     if short_side is not None and short_side < network.min_size:
         raise InputError(f"the size is {short_side}, but this network takes at least {network.min_size} pixels")
-    if tile < 1 or not tile_above > 0:
-        raise InputError(f"tiles of {tile} pixels above {tile_above} megapixels make no sense; give positive numbers")
+    if tile < LEAST_TILE or not tile_above > 0:
+        raise InputError(
+            f"tile is {tile} pixels and tile_above {tile_above} megapixels, but they must be at least {LEAST_TILE} and "
+            "above 0"
+        )
