@@ -52,18 +52,21 @@ else
     echo "setup: .venv is up to date"
 fi
 
-# Fashion-MNIST and photographs, from Debian's packages where there is apt-get.
+# Fashion-MNIST, photographs and cut-outs, from Debian's packages where there is apt-get.
 have_data() {
     case $1 in
         dataset-fashion-mnist) [ -e /usr/share/datasets/fashion-mnist ] ;;
         gnome-backgrounds) [ -e /usr/share/backgrounds/gnome ] ;;
         mate-backgrounds) [ -e /usr/share/backgrounds/mate ] ;;
         plasma-workspace-wallpapers) [ -e /usr/share/wallpapers/Autumn ] || [ -e /usr/share/wallpapers/Altai ] ;;
+        tuxpaint-stamps-default) [ -e /usr/share/tuxpaint/stamps ] ;;
     esac
 }
-for package in dataset-fashion-mnist gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers; do
+for package in dataset-fashion-mnist gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers \
+    tuxpaint-stamps-default; do
     have_data "$package" || apt_install "$package" || echo "setup: could not install $package; without them" \
-        "Fashion-MNIST is downloaded on first use, and scenes use the photographs there are (or --data-dir)" >&2
+        "Fashion-MNIST is downloaded on first use, scenes use the photographs there are (or --data-dir), and" \
+        "sact compose needs cut-outs of your own" >&2
 done
 
 # The browser that clicks through the page of `sact serve` in the slow tests.

@@ -28,7 +28,7 @@ def write_cutouts(folder: Path, per_category: int = 5, side: int = 72) -> Path:
             pixels = np.empty((side, side, 4), np.uint8)
             pixels[..., :3] = np.clip(generator.integers(40, 216, 3) + generator.normal(0, 25, (side, side, 3)), 0, 255)
             pixels[..., 3] = np.asarray(outline)
-            Image.fromarray(pixels).save(folder / category / f"{category[:-1]}_{number}.png")
+            Image.fromarray(pixels).save(folder / category / f"{category}_{number}.png")
     return folder
 
 
@@ -39,7 +39,7 @@ def _draw(draw: ImageDraw.ImageDraw, category: str, side: int, inset: int) -> No
     elif category == "boxes":
         draw.rectangle((inset, 4, end - inset, end - 4), fill=255)
     else:
-        middle, waist = side / 2, side / 5 + inset / 2
+        middle, waist = side / 2, side / 8 + inset
         draw.polygon([(0, middle), (middle, middle - waist), (end, middle), (middle, middle + waist)], fill=255)
         draw.polygon([(middle, 0), (middle - waist, middle), (middle, end), (middle + waist, middle)], fill=255)
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+_MOST_REASONS = 20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +94,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def print_record(record: dict[str, Any]) -> None:
-    """Files left out, and a table of files, pictures and objects by split."""
-    left_out = record["left_out"]
-    for name, reason in list(left_out.items())[:20]:
-        print(f"left out: {name}: {reason}")
-    if len(left_out) > 20:
-        print(f"left out: {len(left_out) - 20} more, listed in compose.json")
+    """What was left out, by reason, and a table of files, pictures and objects by split."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in record["left_out"].items():
+        by_reason[reason].append(name)
+    for reason, names in list(by_reason.items())[:_MOST_REASONS]:
+        print(f"left out: {reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+    if len(by_reason) > _MOST_REASONS:
+        print(f"left out for {len(by_reason) - _MOST_REASONS} more reasons: see compose.json")
     splits, files = record["summary"], record["files"]
     print(f"{'':24}" + "".join(f"{split:>9}" for split in splits) + "   (cut-outs)")
     rows = [

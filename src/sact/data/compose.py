@@ -42,7 +42,7 @@ _MOST_PICTURES, _MOST_CATEGORIES = 999_999, 254
 
 @dataclass(frozen=True)
 class Materials:
-    """What pictures are made of, by split, and the files left out with the reasons."""
+    """What pictures are made of, by split, and the files and categories left out with the reasons."""
 
     photographs: dict[str, list[Photograph]]
     cutouts: dict[str, Cutouts]
@@ -216,7 +216,7 @@ def _load(arguments: dict[str, Any], style: Style, workers: int) -> Materials:
             f"none of the {len(files)} files in {arguments['cutouts']!r} has transparency; give PNG or WebP files of "
             f"objects on a transparent ground"
         )
-    cutouts = split_cutouts(usable, wanted, arguments["min_cutouts"])
+    cutouts, too_few = split_cutouts(usable, wanted, arguments["min_cutouts"])
     if len(cutouts["train"]) > _MOST_CATEGORIES:
         raise InputError(
             f"there are {len(cutouts['train'])} categories, but masks of 8 bits have room for {_MOST_CATEGORIES}; "
@@ -224,7 +224,7 @@ def _load(arguments: dict[str, Any], style: Style, workers: int) -> Materials:
         )
     detail = round(_BACKGROUND_DETAIL * longest)
     photographs, unused = load_backgrounds(arguments["backgrounds"], detail, arguments["drawings"], workers)
-    return Materials(photographs, cutouts, left_out | unused)
+    return Materials(photographs, cutouts, left_out | too_few | unused)
 
 
 def _write(folder: Path, materials: Materials, arguments: dict[str, Any], style: Style, workers: int) -> dict[str, Any]:

@@ -107,12 +107,12 @@ def read_cutout(file: Path, side: int, min_side: int = 1, drawings: bool = True)
         raise InputError(NO_TRANSPARENCY)
     solid = int((opacity >= SOLID).sum())
     if solid < _MIN_SOLID:
-        raise InputError(f"only {solid} of its pixels are opaque, under {_MIN_SOLID}")
+        raise InputError(f"fewer than {_MIN_SOLID} of its pixels are opaque")
     if solid < _MIN_SOLID_SHARE * (opacity >= _FAINT).sum():
         raise InputError("most of it is translucent")
     image = image.crop(Image.fromarray(opacity >= _FAINT).getbbox())
     if max(image.size) < min_side:
-        raise InputError(f"its longer side is {max(image.size)} pixels, under {min_side}")
+        raise InputError(f"its longer side is under {min_side} pixels")
     pixels = np.asarray(image)
     if not drawings and _is_drawing(pixels):
         raise InputError(LOOKS_DRAWN)
@@ -178,7 +178,9 @@ def _on_grey(pixels: np.ndarray) -> np.ndarray:
     return np.rint(pixels[..., :3] * alpha + 128 * (1 - alpha)).astype(np.uint8)
 
 
-def split_cutouts(cutouts: Sequence[Cutout], categories: Sequence[str] | None, at_least: int) -> dict[str, Cutouts]:
+def split_cutouts(
+    cutouts: Sequence[Cutout], categories: Sequence[str] | None, at_least: int
+) -> tuple[dict[str, Cutouts], dict[str, str]]:
     """Divide cut-outs among train, val and test by a hash of their names, each category by itself.
 
     Variants of one picture (see `group_variants`) go to the same split.
@@ -186,10 +188,11 @@ def split_cutouts(cutouts: Sequence[Cutout], categories: Sequence[str] | None, a
     Args:
         cutouts: all there are.
         categories: the ones to use, each of which must do; None for all that do.
-        at_least: cut-outs that a category must have.
+        at_least: different cut-outs that a category must have, variants not counted; never fewer than 3 do.
 
     Returns:
-        "train", "val" and "test" -> category -> cut-outs; every category is in each, about 60, 15 and 25 %.
+        "train", "val" and "test" -> category -> cut-outs; every category is in each, about 60, 15 and 25 %. And
+        category -> reason of those left out.
 
     Raises:
         InputError: a category that is asked for, or every one, has too few cut-outs.
@@ -197,31 +200,32 @@ def split_cutouts(cutouts: Sequence[Cutout], categories: Sequence[str] | None, a
     by_category: dict[str, list[Cutout]] = defaultdict(list)
     for cutout in cutouts:
         by_category[cutout.category].append(cutout)
-    groups = {name: group_variants(members) for name, members in by_category.items()}
-    enough = [
-        name for name in groups if len(groups[name]) >= len(SPLITS) and len(by_category[name]) >= max(at_least, 1)
-    ]
-    counts = ", ".join(f"{name} {len(groups[name])}" for name in sorted(groups)) or "none"
+    groups = {name: group_variants(by_category[name]) for name in sorted(by_category)}
     needed = max(at_least, len(SPLITS))
-    for name in categories or ():
-        if name not in enough:
-            raise InputError(
-                f"category {name!r} has {len(groups.get(name, ()))} different usable cut-outs, but {needed} are needed "
-                f"to divide them among train, val and test; add some or leave it out of --categories "
-                f"(usable ones: {counts})"
-            )
-    chosen = sorted(categories or enough)
-    if not chosen:
-        raise InputError(
-            f"no category has the {needed} different usable cut-outs that are needed (usable ones: {counts}); give "
-            f"more files, or a lower --min-cutouts or --min-side"
-        )
+    enough = [name for name in groups if len(groups[name]) >= needed]
+    _check_enough(categories, enough, {name: len(members) for name, members in groups.items()}, needed)
     divided: dict[str, Cutouts] = {split: {} for split in SPLITS}
-    for name in chosen:
+    for name in sorted(categories or enough):
         leaders = {group[0].name: group for group in groups[name]}
         # Files of the same name in two folders fall into the same place.
         fractions = {leader: 1 - name_fraction(leader.rsplit("/", 1)[-1]) for leader in leaders}
         for split, names in split_by_rank(fractions).items():
             members = [cutout for leader in names for cutout in leaders[leader]]
             divided[split][name] = sorted(members, key=lambda cutout: cutout.name)
-    return divided
+    reason = f"a category of fewer than {needed} different usable cut-outs"
+    return divided, {name: reason for name in groups if name not in divided["train"]}
+
+
+def _check_enough(categories: Sequence[str] | None, enough: list[str], counts: dict[str, int], needed: int) -> None:
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+    for name in categories or ():
+        if name not in enough:
+            raise InputError(
+                f"category {name!r} has {counts.get(name, 0)} different usable cut-outs, but {needed} are needed to "
+                f"divide them among train, val and test; add some or leave it out of --categories (usable: {listed})"
+            )
+    if not enough:
+        raise InputError(
+            f"no category has the {needed} different usable cut-outs that are needed (usable: {listed}); give more "
+            f"files, or a lower --min-cutouts or --min-side"
+        )
