@@ -255,8 +255,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str, fres
         CheckpointError: a tensor is missing, unexpected, or of another shape; it is named.
     """
     if fresh_scores:
-        tensors = {name: tensor for name, tensor in tensors.items() if "score" not in name}
-    expected = {name: t for name, t in model.state_dict().items() if not (fresh_scores and "score" in name)}
+        tensors = {name: tensor for name, tensor in tensors.items() if ".scores." not in name}
+    expected = {name: t for name, t in model.state_dict().items() if not (fresh_scores and ".scores." in name)}
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in expected]
     problems += [
@@ -326,7 +326,7 @@ def push_to_hub(
     """Upload a model to the Hugging Face hub: configuration, weights, card and picture, nothing else.
 
     Args:
-        source: a folder written by `save_pretrained`, or a network, detector or segmenter, which is saved for the purpose.
+        source: a folder written by `save_pretrained`, or a network, detector or segmenter to save for the purpose.
         hub_id: "owner/name"; made if it does not exist.
         picture: of a network, see `save_pretrained`.
         **metadata: of a network.

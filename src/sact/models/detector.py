@@ -91,16 +91,17 @@ class Detector(DenseModel):
         Source: section 4.3.
         """
         self._check_images(images)
-        if self.training:
+        training = self.rpn.training  # the parts' mode: a compiled detector has the same ones
+        if training:
             _check_targets(images, targets, self.config.num_classes)
         original = [_size(image) for image in images]
-        batch, resized = self.transform(list(images), list(targets) if targets and self.training else None)
+        batch, resized = self.transform(list(images), list(targets) if targets and training else None)
         features, ponder = self.network(batch.tensors, return_ponder=True)
         seen, looked_at = self.neck(features)
         proposals, losses = self.rpn(batch, seen, resized)
         found, box_losses = self.roi_heads(looked_at, proposals, batch.image_sizes, resized)
         result: Any = losses | box_losses
-        if not self.training:
+        if not training:
             result = self.transform.postprocess(found, batch.image_sizes, original)
         return (result, _padded(ponder, batch, original)) if return_ponder else result
 
