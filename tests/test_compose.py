@@ -340,7 +340,8 @@ def test_the_command_prints_what_it_made_and_what_it_left_out(
         str(tmp_path / "set"),
     ]
     arguments += ["--train", "3", "--val", "1", "--test", "1", "--size", "64x48", "48x64", "--objects", "2"]
-    assert main(["compose", *arguments, "--scale", "0.3-0.4", "--empty", "0", "--workers", "2"]) == 0
+    arguments += ["--scale", "0.3-0.4", "--empty", "0"]
+    assert main(["compose", *arguments, "--workers", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert any("broken.png' is damaged" in line for line in out)
     assert any("fewer than 3 different usable cut-outs: few" in line for line in out)
@@ -349,6 +350,8 @@ def test_the_command_prints_what_it_made_and_what_it_left_out(
     assert any(line.startswith(f"objects{objects:>26}") for line in out)
     assert any(line.startswith("  balls") and line.endswith("(1 1 1)") for line in out)
     assert (tmp_path / "set" / "preview.png").is_file()
+    assert main(["compose", *arguments]) == 0
+    assert "set was there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,11 @@ def _add_cutout_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`sact compose`."""
-    from .data.compose import PREVIEW, compose
+    from .data.compose import PREVIEW, RECORD, compose
     from .data.compositing import Style
     from .data.splits import SPLITS
 
+    there = (Path(options.out) / RECORD).is_file()
     start = time.perf_counter()
     record = compose(
         options.out,
@@ -90,7 +91,8 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     print_record(record)
-    print(f"{options.out} in {time.perf_counter() - start:.0f} s; look at {Path(options.out) / PREVIEW}")
+    how = "was there already" if there else f"made in {time.perf_counter() - start:.0f} s"
+    print(f"{options.out} {how}; look at {Path(options.out) / PREVIEW}")
 
 
 def print_record(record: dict[str, Any]) -> None:

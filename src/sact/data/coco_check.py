@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .coco_fields import is_id, is_name, wrong_field
+from .coco_fields import is_id, is_name, value_of, wrong_field
 from .coco_images import Entry, read_images, with_files
 from .coco_layout import find_annotations, find_images, find_semantic
 from .coco_objects import Objects, read_objects
@@ -124,7 +124,7 @@ def _examine(
         semantic = find_semantic(folder, name) if masks == "semantic" else None
         used = with_files(listed, place, semantic, report)
         report.limit("too_few_images", len(lists["images"]), max_left_out)
-        rows = dict.fromkeys((image.id for image in listed), -1) | {image.id: row for row, image in enumerate(used)}
+        rows = dict.fromkeys(_ids(lists["images"]), -1) | {image.id: row for row, image in enumerate(used)}
         sizes = np.array([image.size for image in used], dtype=np.int64).reshape(-1, 2)
         labels = {number: label for label, (number, _, _) in enumerate(categories, start=1)}
         drawn = masks == "objects" or (masks == "semantic" and semantic is None)
@@ -139,6 +139,11 @@ def _examine(
     report.totals |= {"images without objects": int((np.diff(objects.first) == 0).sum())}
     numbers, names, positions = zip(*categories, strict=True)
     return CocoFile(report, place, semantic, names, numbers, positions, used, sizes, objects), report
+
+
+def _ids(entries: list[Any]) -> Iterator[int]:
+    """Ids of the entries that have one, also of those that are of no use otherwise."""
+    return (entry["id"] for entry in entries if isinstance(entry, dict) and is_id(entry.get("id")))
 
 
 @contextmanager
@@ -164,7 +169,7 @@ def _load(file: Path, report: Report) -> dict[str, list[Any]]:
         return {}
     for section in ("images", "annotations", "categories"):
         if not isinstance(content.get(section), list):
-            report.add("no_section", section, None, content.get(section, "missing"))
+            report.add("no_section", section, None, value_of(content, section))
     return content
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from .coco_report import shown
 
 LARGEST = 1e9
 """Numbers of this size and more are no coordinates."""
@@ -34,14 +35,19 @@ def is_box(value: object) -> bool:
     return type(value) is list and len(value) == 4 and all(is_number(each) for each in value)
 
 
-def wrong_field(entry: object, checks: Mapping[str, Callable[[object], bool]]) -> tuple[str, Any] | None:
+def wrong_field(entry: object, checks: Mapping[str, Callable[[object], bool]]) -> tuple[str, str] | None:
     """The first field that fails its check, as `.name`, and what stands there; None if all pass.
 
     Of an entry that is no object the field is empty.
     """
     if type(entry) is not dict:
-        return "", entry
+        return "", shown(entry)
     for name, passes in checks.items():
         if not passes(entry.get(name)):
-            return f".{name}", entry.get(name, "missing")
+            return f".{name}", value_of(entry, name)
     return None
+
+
+def value_of(entry: Mapping[str, object], name: str) -> str:
+    """What stands in a field, for a message."""
+    return shown(entry[name]) if name in entry else "missing"

@@ -50,7 +50,7 @@ def _read_polygons(value: object, width: int, height: int) -> Segmentation | Non
         return None
     polygons = []
     for each in value:
-        corners = np.asarray(each, dtype=np.float32)
+        corners = np.asarray(each, dtype=np.float64)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
             return None
         # Outside there is nothing to draw, and the time of drawing grows with the length of the edges.

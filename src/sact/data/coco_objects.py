@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coco_fields import is_box, is_flag, is_id, wrong_field
+from .coco_fields import is_box, is_flag, is_id, value_of, wrong_field
 from .coco_masks import Segmentation, read_segmentation
 from .coco_report import Report
 
@@ -85,7 +85,7 @@ def _linked(
             continue
         number = entry.get("id")
         if not is_id(number):
-            report.add("no_annotation_id", f"annotations[{index}].id", None, entry.get("id", "missing"))
+            report.add("no_annotation_id", f"annotations[{index}].id", None, value_of(entry, "id"))
         elif number in index_of:
             report.add(
                 "duplicate_annotation", f"annotations[{index}].id", number, f"as annotations[{index_of[number]}]"
@@ -94,11 +94,11 @@ def _linked(
             index_of[number] = index
         row, label = images.get(entry["image_id"]), labels.get(entry["category_id"])
         if row is None:
-            report.add("unknown_image", f"annotations[{index}].image_id", number, entry["image_id"])
+            report.add("unknown_image", f"annotations[{index}].image_id", number, value_of(entry, "image_id"))
         elif label is None:
-            report.add("unknown_category", f"annotations[{index}].category_id", number, entry["category_id"])
+            report.add("unknown_category", f"annotations[{index}].category_id", number, value_of(entry, "category_id"))
         elif not is_box(entry.get("bbox")):
-            report.add("bad_box", f"annotations[{index}].bbox", number, entry.get("bbox", "missing"))
+            report.add("bad_box", f"annotations[{index}].bbox", number, value_of(entry, "bbox"))
         elif row >= 0:
             found.append((index, row, label))
     table = np.array(found, dtype=np.int64).reshape(-1, 3)
@@ -124,7 +124,7 @@ def _inside(
     for kind, which in (("zero_area", zero), ("outside", outside), ("sticks_out", beyond)):
         for row in np.flatnonzero(which):
             entry, size = entries[used[row]], f"{sizes[row, 0]} x {sizes[row, 1]}"
-            value = f"{entry['bbox']}" + ("" if kind == "zero_area" else f" in an image of {size}")
+            value = value_of(entry, "bbox") + ("" if kind == "zero_area" else f" in an image of {size}")
             report.add(kind, f"annotations[{used[row]}].bbox", _id(entry), value)
     return clipped, ~zero & ~outside
 
@@ -138,7 +138,7 @@ def _areas(
         if type(area) in (int, float) and 0 < area < 1e18:
             areas[row] = area
         else:
-            report.add("no_area", f"annotations[{used[row]}].area", _id(entry), entry.get("area", "missing"))
+            report.add("no_area", f"annotations[{used[row]}].area", _id(entry), value_of(entry, "area"))
     return areas
 
 
@@ -149,6 +149,6 @@ def _segmentations(
     for row, entry in enumerate(entries):
         read.append(read_segmentation(entry.get("segmentation"), int(sizes[row, 0]), int(sizes[row, 1])))
         if read[-1] is None:
-            value = entry.get("segmentation", "missing")
-            report.add("bad_segmentation", f"annotations[{used[row]}].segmentation", _id(entry), value)
+            where = f"annotations[{used[row]}].segmentation"
+            report.add("bad_segmentation", where, _id(entry), value_of(entry, "segmentation"))
     return read

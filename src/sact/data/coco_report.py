@@ -65,12 +65,12 @@ class Problem(NamedTuple):
 
     kind: str
     field: str
-    id: int | str | None
-    value: str
+    id: str | None
+    text: str
 
     def __str__(self) -> str:
         of = "" if self.id is None else f" (id {self.id})"
-        return f"{self.field}{of}{': ' if self.field or of else ''}{self.value}"
+        return f"{self.field}{of}{': ' if self.field or of else ''}{self.text}"
 
 
 @dataclass
@@ -89,12 +89,11 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=dict)
 
-    def add(self, kind: str, where: str, id: object = None, value: object = "") -> None:
-        """Note a case."""
+    def add(self, kind: str, where: str, id: object, text: str) -> None:
+        """Note a case: the field, the entry's id if it has one, and what stands there."""
         self.counts[kind] += 1
         if self.counts[kind] <= KEPT_CASES:
-            known = id if id is None or type(id) is int else _short(id)
-            self.problems.append(Problem(kind, where, known, value if isinstance(value, str) else _short(value)))
+            self.problems.append(Problem(kind, where, None if id is None else shown(id), " ".join(text.split())[:300]))
 
     def limit(self, kind: str, total: int, share: float) -> None:
         """Note the fatal `kind` if more than a share of its section's `total` entries is left out."""
@@ -103,9 +102,8 @@ class Report:
         count = sum(self.counts[each] for each in kinds)
         if count > share * total:
             first = next(problem for problem in self.problems if problem.kind in kinds)
-            self.add(
-                kind, section, value=f"{count} of {total}, of which the first is {first}, {KINDS[first.kind].wrong}"
-            )
+            which = f"{count} of {total}, of which the first is {first}, {KINDS[first.kind].wrong}"
+            self.add(kind, section, None, which)
 
     @property
     def fatal(self) -> list[Problem]:
@@ -139,6 +137,7 @@ class Report:
     __str__ = text
 
 
-def _short(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of the file in a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
