@@ -239,8 +239,8 @@ def test_ponder_map_of_a_network(make_model: MakeModel) -> None:
     _, ponder = model(pixels, return_ponder=True)
     assert np.allclose(found, ponder.map((45, 80))[0].detach(), atol=1e-5)
     assert np.ptp(found) > 0
-    assert ponder_mapper(model)(picture).shape == (180, 320)
-    assert ponder_mapper(model)(picture.resize((40, 80))).shape == (320, 160)
+    assert ponder_mapper(model, "masked")(picture).shape == (180, 320)
+    assert ponder_mapper(model, "masked")(picture.resize((40, 80))).shape == (320, 160)
 
 
 def test_networks_without_a_map_are_refused(make_model: MakeModel) -> None:
@@ -261,12 +261,19 @@ def cat2000(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cat2000(tmp_path_factory.mktemp("cat2000"), images=2)
 
 
-@pytest.fixture
-def saved(make_model: MakeModel, tmp_path: Path) -> Path:
-    model = make_model(halting="sact", units=[2, 2, 2], base_channels=4, num_classes=3)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that halts early in places."""
+    torch.manual_seed(0)
+    model = sact.create_model("resnet", halting="sact", units=[2, 2, 2], base_channels=4, num_classes=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "score" in name and name.endswith("bias"):
+                parameter.fill_(1)
     model.preprocessing = PIXELS
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    folder = tmp_path_factory.mktemp("network")
+    model.save_pretrained(folder)
+    return folder
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -157,14 +157,15 @@ def test_nothing_usable(cat2000: Path) -> None:
         read_fixations("cat2000", cat2000, limit=0)
 
 
-def test_a_turned_picture_is_refused(cat2000: Path) -> None:
+def test_pictures_are_as_they_were_shown(cat2000: Path) -> None:
+    """An orientation in the file, as one image of the published set has by mistake, does not turn it."""
     path = cat2000 / "trainSet" / "Stimuli" / "Art" / "001.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    Image.open(path).save(path, exif=exif)
-    (turned,) = [one for one in read_fixations("cat2000", cat2000).stimuli if one.name == "Art/001"]
-    with pytest.raises(InputError, match="EXIF orientation"):
-        open_stimulus(turned)
+    with Image.open(path) as picture:
+        picture.save(path, exif=exif)
+    (tagged,) = [one for one in read_fixations("cat2000", cat2000).stimuli if one.name == "Art/001"]
+    assert tagged.size == SIZE and open_stimulus(tagged).size == SIZE[::-1]
 
 
 def test_split_is_by_image_inside_categories(cat2000: Path) -> None:

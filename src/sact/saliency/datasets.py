@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import InputError, require
-from ..preprocessing import open_image
+from ..preprocessing import image_size, open_image
 from . import gaze
 from .fixations import FixationSet, Points, Stimulus, spread
 
@@ -98,7 +97,7 @@ def read_mit1003(folder: Path, limit: int | None = None) -> FixationSet:
         source = folder / "ALLFIXATIONMAPS" / f"{path.stem}_fixPts.jpg"
         try:
             size = _image_size(path)
-            dots = np.asarray(open_image(source).convert("L")) >= _WHITE
+            dots = np.asarray(open_image(source, upright=False).convert("L")) >= _WHITE
             points = _points(dots, size, str(source))
         except InputError as error:
             found.problems.append(f"{error}; image left out")
@@ -122,11 +121,10 @@ READERS: dict[str, Callable[[Path, int | None], FixationSet]] = {"cat2000": read
 
 def _image_size(path: Path) -> tuple[int, int]:
     """(height, width), of the header alone."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image; write or download it again") from error
+    size = image_size(path)
+    if size is None:
+        raise InputError(f"{path} is not a readable image; write or download it again")
+    return size[1], size[0]
 
 
 def _points(matrix: NDArray[Any], size: tuple[int, int], source: str) -> Points:

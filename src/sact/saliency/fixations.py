@@ -79,17 +79,12 @@ class FixationSet:
 
 
 def open_stimulus(stimulus: Stimulus) -> Image.Image:
-    """The picture.
+    """The picture as it is stored, since fixations were recorded so.
 
     Raises:
-        InputError: it cannot be read, or upright it has another size than its fixations are for.
+        InputError: it cannot be read.
     """
-    picture = open_image(stimulus.path)
-    if picture.size != stimulus.size[::-1]:
-        raise InputError(
-            f"{stimulus.path}: the picture is turned by its EXIF orientation, its fixations are not; remove that tag"
-        )
-    return picture
+    return open_image(stimulus.path, upright=False)
 
 
 def spread(groups: Mapping[str, Sequence[Item]], limit: int | None) -> list[Item]:

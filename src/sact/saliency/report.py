@@ -26,15 +26,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def category_table(rows: Sequence[dict[str, Any]], measure: str = "AUC-Judd") -> str:
     """One measure, a line per category and a column per method."""
+    header, *lines = _by_category(rows, measure)
+    widths = [18, *(len(method) + 2 for method in header[1:])]
+    return "\n".join(
+        f"{line[0][: widths[0] - 1]:{widths[0]}}"
+        + "".join(f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in [header, *lines]
+    )
+
+
+def markdown_categories(rows: Sequence[dict[str, Any]], measure: str = "AUC-Judd") -> str:
+    """`category_table` for a page."""
+    header, *lines = _by_category(rows, measure)
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _by_category(rows: Sequence[dict[str, Any]], measure: str) -> list[list[str]]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     categories = list(dict.fromkeys(row["category"] for row in rows if row["category"] != ALL))
     values = {(row["category"], row["method"]): row[measure] for row in rows}
-    width = max(len(method) for method in methods) + 2
-    lines = [f"{measure:18}" + "".join(f"{method:>{width}}" for method in methods)]
-    for category in categories:
-        cells = "".join(f"{_shown(values.get((category, method))):>{width}}" for method in methods)
-        lines.append(f"{category[:17]:18}{cells}")
-    return "\n".join(lines)
+    lines = [[category, *(_shown(values.get((category, method))) for method in methods)] for category in categories]
+    return [[measure, *methods], *lines]
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,81 @@
+"""Ponder maps against fixations drawn inside the objects of composed images.
+
+    python benchmarks/saliency.py --composed runs/composed --model runs/composed_detection_sact/model [--model ...]
+
+Makes a fixation set in cat2000's layout of the composed test images (kept in --folder), evaluates every model on it as
+`sact saliency` does, and writes docs/saliency.png of the first model and the tables of docs/saliency.md. A minute per
+model and core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from study import ROOT
+from study_report import fill, write_csv
+
+from sact.bench.report import conditions
+from sact.checkpoints import from_pretrained
+from sact.files import write_json
+from sact.maps import save_png
+from sact.saliency.datasets import read_fixations
+from sact.saliency.evaluate import METHODS, Settings, evaluate
+from sact.saliency.figures import figure
+from sact.saliency.fixations import FixationSet
+from sact.saliency.object_fixations import make_fixation_set
+from sact.saliency.ponder_maps import ponder_mapper
+from sact.saliency.report import markdown_categories, markdown_table
+
+PAGE, PICTURE = ROOT / "docs" / "saliency.md", ROOT / "docs" / "saliency.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure ponder maps on composed images.")
+    parser.add_argument("--composed", type=Path, default=ROOT / "runs" / "composed", help="what sact compose wrote")
+    parser.add_argument("--model", action="append", required=True, help="a SACT model; again for more")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "saliency", help="of the fixation set")
+    parser.add_argument("--own-size", action="store_true", help="leave images as large as they are")
+    parser.add_argument("--limit", type=int, help="use this many images")
+    options = parser.parse_args()
+    if not (options.folder / "trainSet").exists():
+        make_fixation_set(options.composed, options.folder)
+    fixations = read_fixations("cat2000", options.folder, options.limit)
+    parts = [measure(name, fixations, options, index == 0) for index, name in enumerate(options.model)]
+    now = conditions(1)
+    made = f"{now['date']}, {now['processor']}, PyTorch {now['versions']['torch']}"
+    fill(PAGE, "saliency", "\n\n".join([*parts, f"`python benchmarks/saliency.py {arguments(options)}`, {made}."]))
+
+
+def measure(name: str, fixations: FixationSet, options: argparse.Namespace, shown: bool) -> str:
+    """The tables of one model, for the page; all numbers go beside the fixation set."""
+    size = fixations.stimuli[0].size if options.own_size else None
+    evaluation = evaluate(fixations, ponder_mapper(from_pretrained(name), size=size), Settings())
+    results = evaluation.results
+    file = "-".join(Path(name).parts[-2:])
+    write_json(options.folder / f"{file}.json", {"model": name} | results)
+    write_csv(options.folder / f"{file}.csv", evaluation.rows)
+    if shown:
+        save_png(figure(evaluation.shown, "Each map has its own scale."), PICTURE)
+    return "\n\n".join([heading(name, results), markdown_table(evaluation.rows), markdown_categories(evaluation.rows)])
+
+
+def heading(name: str, results: dict[str, Any]) -> str:
+    """The model, and what was found for it."""
+    found, images = results["parameters"], results["images"]
+    return (
+        f"`{name}`, {images['test']} images, means ± standard errors; blur {found['blur']:g} px and weight "
+        f"{found['centre_weight']:g} of the centre prior ({METHODS[1]} alone: {found['blur_alone']:g} px), found on "
+        f"{images['train']} other images."
+    )
+
+
+def arguments(options: argparse.Namespace) -> str:
+    """What repeats this run."""
+    limit = f" --limit {options.limit}" if options.limit else ""
+    return " ".join(f"--model {name}" for name in options.model) + " --own-size" * options.own_size + limit
+
+
+if __name__ == "__main__":
+    main()
