@@ -218,9 +218,7 @@ def test_times(served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert calls[0] != calls[2]
     assert taken.engine == served.compiled.engine
     assert served.network.budget is None
-    assert "2.00&times; faster than dense, 500.0 ms" in pieces.numbers(
-        served, networks.classify(served, picture), taken
-    )
+    assert "2.00&times; faster than dense, 500.0 ms" in pieces.spent(networks.classify(served, picture), taken)
     monkeypatch.setattr(times, "SECONDS", -1.0)
     assert times.compare_times(served, picture).rounds == times.LEAST_ROUNDS
 
@@ -238,7 +236,7 @@ def test_what_is_said_of_times(
     served: Served, photo: Path, ours: float, quartiles: tuple[float, float], words: str
 ) -> None:
     taken = times.Times(ours, 1.0, quartiles, 9, "native", "PyTorch", 2)
-    html = pieces.numbers(served, networks.classify(served, networks.read_picture(photo)), taken)
+    html = pieces.spent(networks.classify(served, networks.read_picture(photo)), taken)
     assert words in html
     assert "median of 9 runs each" in html
     assert "2 threads" in html
@@ -268,7 +266,7 @@ def embedded(html: str, alt: str) -> Image.Image:
 def test_what_is_shown(served: Served, photo: Path) -> None:
     (shown, early), (same, late) = answers.answer(served, str(photo), None)
     prediction = networks.classify(served, networks.read_picture(photo))
-    low, high = served.span(prediction)
+    low, high = served.span(prediction.ponder)
     assert (low, high) == (4.0, 12.0)
     np.testing.assert_array_equal(np.asarray(embedded(shown, "ponder map")), colorize(prediction.map, low, high))
     small, large = prediction.image, embedded(shown, "photograph")

@@ -97,10 +97,9 @@ def segment(model: Segmenter, image: Image.Image | str | Path, size: int | None 
     if count > 255:
         raise InputError(f"this segmenter has {count} classes, but a picture of classes holds 255 at most")
     picture = as_picture(image)
-    tensor = to_unit_tensor(_resized(picture, size))
-    height, width = tensor.shape[-2:]
+    batch, (height, width) = segmenter_batch(picture, size)
     parameter = next(model.parameters())
-    batch = F.pad(tensor, (0, -width % MULTIPLE, 0, -height % MULTIPLE))[None].to(parameter.device, parameter.dtype)
+    batch = batch.to(parameter.device, parameter.dtype)
     start = time.perf_counter()
     logits, spent = model(batch, return_ponder=True)
     if batch.is_cuda:
@@ -123,6 +122,17 @@ def segment(model: Segmenter, image: Image.Image | str | Path, size: int | None 
         ponder=ponder,
         seconds=seconds,
     )
+
+
+def segmenter_batch(picture: Image.Image, size: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
+    """A picture as a segmenter takes it, float32 [1, 3, H, W] in [0, 1], and (h, w) of what is not padding in it.
+
+    Raises:
+        InputError: the size, as of `segment`, is out of range.
+    """
+    tensor = to_unit_tensor(_resized(picture, size))
+    height, width = tensor.shape[-2:]
+    return F.pad(tensor, (0, -width % MULTIPLE, 0, -height % MULTIPLE))[None], (height, width)
 
 
 def _resized(picture: Image.Image, size: int | None) -> Image.Image:

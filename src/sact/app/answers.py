@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..errors import SactError
-from . import pieces
+from . import found, pieces
 from .batch import classify_files, write_csv
-from .networks import Served, classify, read_picture
+from .networks import Served, classify, find, read_picture
 from .times import compare_times
 
 EMPTY = "Drop a photograph on the left, or choose an example."
@@ -19,7 +21,7 @@ def answer(served: Served, path: str | None, budget: float | None) -> Iterator[t
     """View and numbers of one photograph: at once without the time, then with it.
 
     Args:
-        served: the network.
+        served: the network, detector or segmenter.
         path: of the photograph; None where none is chosen.
         budget: None for the one that the network came with.
     """
@@ -28,12 +30,20 @@ def answer(served: Served, path: str | None, budget: float | None) -> Iterator[t
         return
     try:
         picture = read_picture(path)
-        prediction = classify(served, picture, budget)
-        shown = pieces.view(served, picture, prediction)
-        yield shown, pieces.numbers(served, prediction, None)
-        yield shown, pieces.numbers(served, prediction, compare_times(served, picture, budget))
+        shown, listed, result = _look(served, picture, budget)
+        yield shown, listed + pieces.spent(result, None)
+        yield shown, listed + pieces.spent(result, compare_times(served, picture, budget))
     except SactError as error:
         yield pieces.message(str(error)), ""
+
+
+def _look(served: Served, picture: Image.Image, budget: float | None) -> tuple[str, str, pieces.Result]:
+    """What is seen, what is listed beside it, and the result itself."""
+    if served.verb == "classify":
+        prediction = classify(served, picture, budget)
+        return pieces.view(served, picture, prediction), pieces.listing(served, prediction), prediction
+    result = find(served, picture, budget)
+    return found.view(served, result), found.listing(result), result
 
 
 def answer_both(

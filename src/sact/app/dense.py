@@ -1,4 +1,4 @@
-"""The same network with halting off: ways to run it, for its time."""
+"""The same model with halting off: ways to run it, for its time."""
 
 from __future__ import annotations
 
@@ -12,28 +12,41 @@ import torch
 from torch import Tensor, nn
 
 from ..adapt import restore
-from ..compiled import compile
+from ..compiled import CompiledNetwork, compile
 from ..errors import InputError
 from ..models import AdaptiveNetwork
 from ..models.adapted import AdaptedNetwork
+from ..models.dense import DenseModel, extractor, with_network
 from ..models.network import Network
 from ..models.registry import build
 
-Run: TypeAlias = Callable[[Tensor], Any]
+Images: TypeAlias = Tensor | list[Tensor]
+"""A batch, or what a detector takes."""
+Run: TypeAlias = Callable[[Any], Any]
 
 
-def clock(run: Run, images: Tensor) -> float:
+def clock(run: Run, images: Images) -> float:
     """Seconds of one run."""
     start = time.perf_counter()
     run(images)
-    if images.is_cuda:
+    if images[0].is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def dense_ways(network: AdaptiveNetwork) -> dict[str, Run]:
-    """Ways to run the same network with halting off, by name. Weights are copied: the network itself stays as it is."""
-    plain = plain_copy(network)
+def dense_ways(model: AdaptiveNetwork | DenseModel) -> dict[str, Run]:
+    """Ways to run the same model with halting off, by name. Weights are copied: the model itself stays as it is."""
+    plain = plain_copy(extractor(model))
+    if isinstance(model, DenseModel):
+        whole = with_network(model, plain)
+        last_whole = copy.deepcopy(whole).to(memory_format=torch.channels_last)  # convolutions follow their weights
+        fast = compile(whole)
+        assert isinstance(fast.network, CompiledNetwork)
+        return {
+            "PyTorch": whole,
+            "PyTorch, channels last": last_whole,
+            f"the {fast.network.engine} engine": fast,
+        }
     eager: nn.Module = restore(plain) if isinstance(plain, AdaptedNetwork) else plain
     last = copy.deepcopy(eager).to(memory_format=torch.channels_last)
     ways: dict[str, Run] = {

@@ -1,4 +1,4 @@
-"""The networks that the page serves: shared by all visitors, used by one at a time."""
+"""The networks, detectors and segmenters that the page serves: shared by all visitors, used by one at a time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from threading import RLock
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..checkpoints import from_pretrained, list_pretrained
 from ..compiled import CompiledNetwork, compile
+from ..detecting import Detections, detect
 from ..errors import InputError, MissingExtraError, SactError
-from ..models import AdaptiveNetwork
+from ..models import AdaptiveNetwork, Detector, Segmenter
+from ..models.dense import DenseModel, extractor
+from ..ponder import Ponder
 from ..predict import Prediction, predict
 from ..preprocessing import open_image
-from .dense import Run, clock, dense_ways
+from ..segmenting import Segmentation, segment
+from .dense import Images, Run, clock, dense_ways
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused: a page is no place for them."""
+SEGMENTED_SIDE = 480
+"""Short side in pixels that a segmenter sees at most: a visitor waits for it."""
 
 _LOCK = RLock()
 """Held while a network runs: the budget is set on the network itself, and a run that is timed must be alone."""
@@ -33,22 +38,41 @@ _LOCK = RLock()
 
 @dataclass
 class Served:
-    """A network of the page.
+    """A network, detector or segmenter of the page.
 
     Attributes:
         name: shown, and unique.
-        network: as it was loaded.
+        model: as it was loaded.
         compiled: the same in the fastest engine.
         reach: least and greatest budget that can be set, or None where the network has no calibration.
         usual: mean share of the dense FLOPs at the budget that the network came with; None where it is not known.
     """
 
     name: str
-    network: AdaptiveNetwork
-    compiled: CompiledNetwork
+    model: AdaptiveNetwork | DenseModel
+    compiled: CompiledNetwork | DenseModel
     reach: tuple[float, float] | None = None
     usual: float | None = None
     _dense: tuple[str, Run] | None = field(default=None, repr=False)
+
+    @property
+    def network(self) -> AdaptiveNetwork:
+        """The network itself, or the extractor of a detector or segmenter."""
+        return extractor(self.model)
+
+    @property
+    def verb(self) -> str:
+        """What it is for: "classify", "detect" or "segment"."""
+        if isinstance(self.model, DenseModel):
+            return "detect" if isinstance(self.model, Detector) else "segment"
+        return "classify"
+
+    @property
+    def engine(self) -> str:
+        """The name of the fastest engine."""
+        compiled = self.compiled.network if isinstance(self.compiled, DenseModel) else self.compiled
+        assert isinstance(compiled, CompiledNetwork)
+        return compiled.engine
 
     def top(self, prediction: Prediction, count: int = 5) -> list[tuple[str, float]]:
         """The classes of the highest scores, highest first, with them."""
@@ -56,23 +80,23 @@ class Served:
         order = np.argsort(-prediction.scores, kind="stable")[:count]
         return [(names[at] if names else str(at), float(prediction.scores[at])) for at in order.tolist()]
 
-    def span(self, prediction: Prediction) -> tuple[float, float]:
+    def span(self, ponder: Ponder) -> tuple[float, float]:
         """The least and the greatest ponder cost that a position can have, summed over blocks.
 
         It is the scale of every map of this network, so that maps of different images and budgets can be compared.
         """
-        most = sum(block.max_units + 1 for block in prediction.ponder.blocks)
-        return 2.0 * len(prediction.ponder.blocks), float(most)
+        most = sum(block.max_units + 1 for block in ponder.blocks)
+        return 2.0 * len(ponder.blocks), float(most)
 
-    def dense(self, images: Tensor) -> tuple[str, Run]:
-        """The same network with halting off, in whichever way of running it is the fastest here, and that way's name.
+    def dense(self, images: Images) -> tuple[str, Run]:
+        """The same model with halting off, in whichever way of running it is the fastest here, and that way's name.
 
         Args:
-            images: [N, C, H, W], on which the ways are tried when this is asked for the first time.
+            images: as the model takes them, on which the ways are tried when this is asked for the first time.
         """
         if self._dense is None:
             with _LOCK, torch.inference_mode():
-                ways = dense_ways(self.network)
+                ways = dense_ways(self.model)
                 trials = {name: min(clock(run, images) for _ in range(4)) for name, run in ways.items()}
                 best = min(trials, key=trials.__getitem__)
                 self._dense = best, ways[best]
@@ -80,41 +104,48 @@ class Served:
 
 
 def load(names: Sequence[str]) -> list[Served]:
-    """Load networks: folders, hub ids, or packaged names; all packaged ones where none is named.
+    """Load networks, detectors and segmenters: folders, hub ids, or packaged names; all packaged ones where none is
+    named.
 
     Packaged ones that were not asked for are left out, with a warning, where an extra that they need is not installed.
 
     Raises:
-        InputError: no network, or one that cannot classify a photograph.
+        InputError: no network, or one that is no use for photographs.
         CheckpointError: one cannot be loaded.
         MissingExtraError: one needs an extra that is not installed.
     """
     served: list[Served] = []
     for name in dict.fromkeys(names or list_pretrained()):
         try:
-            network = from_pretrained(name)
+            model = from_pretrained(name)
         except MissingExtraError as error:
             if names:
                 raise
             warnings.warn(f"{name} is left out: {error}", stacklevel=2)
             continue
-        try:
-            network.check_classifies()
-            if network.preprocessing is None:
-                raise InputError("it does not say how images are prepared for it; set model.preprocessing and save it")
-        except SactError as error:
-            raise InputError(f"{name} cannot be served: {error}") from error
+        if not isinstance(model, DenseModel):
+            _check_classifier(model, name)
         short = Path(name).name
         taken = {one.name for one in served}
-        served.append(make_served(str(name) if short in taken else short, network))
+        served.append(make_served(str(name) if short in taken else short, model))
     if not served:
         raise InputError("there is no packaged network to serve; name one with --model")
     return served
 
 
-def make_served(name: str, network: AdaptiveNetwork) -> Served:
-    """A network, in evaluation mode, with the range of its budget."""
-    return Served(name, network, compile(network), budget_range(network), usual_share(network))
+def make_served(name: str, model: AdaptiveNetwork | DenseModel) -> Served:
+    """A model, in evaluation mode, with the range of its budget."""
+    network = extractor(model)
+    return Served(name, model, compile(model), budget_range(network), usual_share(network))
+
+
+def _check_classifier(network: AdaptiveNetwork, name: str) -> None:
+    try:
+        network.check_classifies()
+        if network.preprocessing is None:
+            raise InputError("it does not say how images are prepared for it; set model.preprocessing and save it")
+    except SactError as error:
+        raise InputError(f"{name} cannot be served: {error}") from error
 
 
 def budget_range(network: AdaptiveNetwork) -> tuple[float, float] | None:
@@ -161,8 +192,27 @@ def classify(served: Served, picture: Image.Image, budget: float | None = None) 
     Raises:
         InputError: the budget is out of reach, or the picture cannot be used.
     """
+    assert isinstance(served.compiled, CompiledNetwork)
     with at_budget(served.network, budget):
         return predict(served.compiled, picture)
+
+
+def find(served: Served, picture: Image.Image, budget: float | None = None) -> Detections | Segmentation:
+    """`sact.detect`, of all scores, or `sact.segment` at a budget.
+
+    Raises:
+        InputError: the budget is out of reach, or the picture cannot be used.
+    """
+    with at_budget(served.network, budget):
+        if isinstance(served.compiled, Detector):
+            return detect(served.compiled, picture, threshold=0.0)
+        assert isinstance(served.compiled, Segmenter)
+        return segment(served.compiled, picture, segmented_side(picture))
+
+
+def segmented_side(picture: Image.Image) -> int | None:
+    """The short side at which a picture is segmented; None for its own."""
+    return SEGMENTED_SIDE if min(picture.size) > SEGMENTED_SIDE else None
 
 
 def read_picture(path: str | Path) -> Image.Image:

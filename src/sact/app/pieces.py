@@ -6,19 +6,25 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..detecting import Detections
 from ..drawing import to_colors
 from ..errors import InputError
 from ..maps import colorize
-from ..predict import Prediction
+from ..ponder import Ponder
+from ..predict import Prediction, as_array
 from ..preprocessing import display_image
+from ..segmenting import Segmentation
 from .batch import Row, cells, header
 from .networks import Served
 from .times import Times
+
+Result: TypeAlias = Prediction | Detections | Segmentation
 
 _SHOWN = 512
 """Pixels to which the part of a photograph that the network saw is enlarged, or in which it is read again."""
@@ -28,11 +34,16 @@ def view(served: Served, picture: Image.Image, prediction: Prediction) -> str:
     """The part of the photograph that the network saw, its ponder map above it, and the scale of the colours."""
     photograph = f'<img class="photograph" alt="photograph" src="{data_uri(_shown(served, picture, prediction))}">'
     if prediction.map is None:
-        return f'<div class="stack">{photograph}</div>{note("A plain network: every unit runs at every position.")}'
-    low, high = served.span(prediction)
+        return f"{stack(photograph)}{note('A plain network: every unit runs at every position.')}"
+    low, high = served.span(prediction.ponder)
     colours = Image.fromarray(colorize(prediction.map, low, high))
     layer = f'<img class="ponder" alt="ponder map" src="{data_uri(colours)}">'
-    return f'<div class="stack">{photograph}{layer}</div>{legend(low, high)}'
+    return f"{stack(photograph + layer)}{legend(low, high)}"
+
+
+def stack(layers: str) -> str:
+    """Pictures of one size, one on top of the other."""
+    return f'<div class="stack">{layers}</div>'
 
 
 def legend(low: float, high: float) -> str:
@@ -45,22 +56,22 @@ def legend(low: float, high: float) -> str:
     )
 
 
-def numbers(served: Served, prediction: Prediction, times: Times | None) -> str:
-    """Classes, what was spent, and the time, or that it is being measured."""
-    best = served.top(prediction)
-    return f"{_classes(best)}{_tiles(prediction, times)}{_blocks(prediction, served)}{_how(times)}"
-
-
-def _classes(best: Sequence[tuple[str, float]]) -> str:
+def listing(served: Served, prediction: Prediction) -> str:
+    """The classes of the highest scores."""
     rows = "".join(
-        f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{_bar(score)}<td>{score:.1%}</td></tr>'
-        for name, score in best
+        f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{bar(score)}<td>{score:.1%}</td></tr>'
+        for name, score in served.top(prediction)
     )
     return f'<h3>Class</h3><table class="classes">{rows}</table>'
 
 
-def _tiles(prediction: Prediction, times: Times | None) -> str:
-    share = _tile("flops", f"{prediction.share:.1%}", "of the dense network's FLOPs")
+def spent(result: Result, times: Times | None) -> str:
+    """FLOPs, units, and the time, or that it is being measured."""
+    return f"{_tiles(result.share, times)}{_blocks(result.ponder)}{_how(times)}"
+
+
+def _tiles(part: float, times: Times | None) -> str:
+    share = _tile("flops", f"{part:.1%}", "of the dense network's FLOPs")
     if times is None:
         return f'<div class="tiles">{share}{_tile("time", "&hellip;", "time is being measured")}</div>'
     versus = f"{_versus(times)}, {_milliseconds(times.dense)}"
@@ -82,16 +93,16 @@ def _tile(kind: str, figure: str, caption: str) -> str:
     return f'<div class="tile {kind}"><b>{figure}</b><span>{caption}</span></div>'
 
 
-def _blocks(prediction: Prediction, served: Served) -> str:
+def _blocks(ponder: Ponder) -> str:
     rows = []
-    for number, block in enumerate(prediction.ponder.blocks):
+    for number, block in enumerate(ponder.blocks):
         mean = float(block.units.float().mean())
         picture = ""
-        if prediction.block_maps:
-            colours = colorize(prediction.block_maps[number], 2.0, block.max_units + 1.0)
+        if block.cost is not None:
+            colours = colorize(as_array(block.map()[0]), 2.0, block.max_units + 1.0)
             picture = f'<img alt="ponder map of block {number + 1}" src="{data_uri(Image.fromarray(colours))}">'
         rows.append(
-            f'<tr><th scope="row">{number + 1}</th><td class="thumb">{picture}</td>{_bar(mean / block.max_units)}'
+            f'<tr><th scope="row">{number + 1}</th><td class="thumb">{picture}</td>{bar(mean / block.max_units)}'
             f"<td>{mean:.2f} of {block.max_units}</td></tr>"
         )
     return (
@@ -107,9 +118,8 @@ def _how(times: Times | None) -> str:
     threads = f"{times.threads} thread{'s' if times.threads != 1 else ''}"
     return (
         f'<p class="hint how">Time: median of {times.rounds} runs each, taking turns, of this image alone, {threads}, '
-        f"without reading and resizing it; half of the rounds gave {lower:.2f}&times; to {upper:.2f}&times;. Ours in "
-        f"the {times.engine} engine; dense: the same network with halting off in {times.dense_way}, the fastest way "
-        "here.</p>"
+        f"without reading it; half of the rounds gave {lower:.2f}&times; to {upper:.2f}&times;. Ours in the "
+        f"{times.engine} engine; dense: the same with halting off in {times.dense_way}, the fastest way here.</p>"
     )
 
 
@@ -161,8 +171,9 @@ def _shown(served: Served, picture: Image.Image, prediction: Prediction) -> Imag
         return prediction.image
 
 
-def _bar(part: float) -> str:
-    return f'<td class="meter"><div style="width: {100 * min(max(part, 0.0), 1.0):.1f}%"></div></td>'
+def bar(part: float, tag: str = "td") -> str:
+    """A meter that is filled to a part, as a cell of a table or another element."""
+    return f'<{tag} class="meter"><div style="width: {100 * min(max(part, 0.0), 1.0):.1f}%"></div></{tag}>'
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,11 +8,12 @@ from statistics import median, quantiles
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from ..preprocessing import preprocess
-from .dense import Run, clock
-from .networks import Served, at_budget
+from ..models import Detector, Segmenter
+from ..preprocessing import preprocess, to_unit_tensor
+from ..segmenting import segmenter_batch
+from .dense import Images, Run, clock
+from .networks import Served, at_budget, segmented_side
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 31
 SECONDS = 0.4
@@ -64,7 +65,7 @@ def compare_times(served: Served, picture: Image.Image, budget: float | None = N
         dense=median(taken[1]),
         quartiles=(lower, upper),
         rounds=rounds,
-        engine=served.compiled.engine,
+        engine=served.engine,
         dense_way=dense_way,
         threads=torch.get_num_threads(),
     )
@@ -78,8 +79,14 @@ def time_alone(served: Served, picture: Image.Image, budget: float | None = None
         return median(clock(served.compiled, images) for _ in range(runs))
 
 
-def as_batch(served: Served, picture: Image.Image) -> Tensor:
-    """[1, 3, H, W], as the network takes it."""
-    assert served.network.preprocessing is not None
+def as_batch(served: Served, picture: Image.Image) -> Images:
+    """[1, 3, H, W], as the network takes it; of a detector a list of [3, H, W]."""
     parameter = next(served.network.parameters())
-    return preprocess(picture, served.network.preprocessing)[None].to(parameter.device, parameter.dtype)
+    if isinstance(served.model, Detector):
+        return [to_unit_tensor(picture).to(parameter.device, parameter.dtype)]
+    if isinstance(served.model, Segmenter):
+        batch, _ = segmenter_batch(picture, segmented_side(picture))
+    else:
+        assert served.network.preprocessing is not None
+        batch = preprocess(picture, served.network.preprocessing)[None]
+    return batch.to(parameter.device, parameter.dtype)
