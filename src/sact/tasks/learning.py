@@ -66,7 +66,8 @@ class Learning(L.LightningModule):
         loss, cost = step.loss, step.ponder.cost
         if cost is not None:
             loss = loss + self.recipe.tau * cost.mean()
-        logs = self.global_step % self.recipe.log_every == 0
+        # Lightning writes a row behind every so many steps; the first one is for the progress bar.
+        logs = self.global_step == 0 or (self.global_step + 1) % self.recipe.log_every == 0
         if logs or loss.device.type == "cpu":  # elsewhere the host would wait for the device
             self._check(loss)
         if logs:
@@ -77,7 +78,7 @@ class Learning(L.LightningModule):
         if not bool(torch.isfinite(loss)):
             recipe = self.recipe
             raise RecipeError(
-                f"the loss is {float(loss)} at step {self.global_step}: training has diverged; lower lr (it is "
+                f"the loss is {loss.item()} at step {self.global_step}: training has diverged; lower lr (it is "
                 f"{recipe.lr:g}), let it rise with warmup_steps (it is {recipe.warmup_steps}), or set gradient_clip"
             )
 
