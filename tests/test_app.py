@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,13 +21,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_dense import tiny_detector, tiny_segmenter
 from torch import nn
 
 import sact
-from sact.app import answers, batch, dense, examples, networks, pieces, server, times
+from sact.app import answers, batch, dense, examples, found, networks, pieces, server, times
 from sact.app.networks import Served
 from sact.budget import Calibration
 from sact.cli import main
+from sact.dense_pictures import draw_classes
 from sact.maps import colorize
 
 NAMES = ["<b>bold</b>", "boot", "bag", "coat", "dress", "shirt", "sandal"]
@@ -306,6 +309,97 @@ def test_messages(served: Served, photo: Path, broken: Path, tmp_path: Path) -> 
     assert "501 files are chosen" in shown
     assert path is None
     assert pieces.message("<i>") == '<div class="message" role="alert">&lt;i&gt;.</div>'
+
+
+@pytest.fixture(scope="module")
+def detecting() -> Served:
+    return networks.make_served("boxes", tiny_detector())
+
+
+@pytest.fixture(scope="module")
+def segmenting() -> Served:
+    return networks.make_served("pixels", tiny_segmenter())
+
+
+def test_detectors_and_segmenters_are_told_apart(
+    served: Served, detecting: Served, segmenting: Served, tmp_path
+) -> None:
+    for one in (served, detecting, segmenting):
+        one.model.save_pretrained(tmp_path / one.name)
+    loaded = networks.load([str(tmp_path / one.name) for one in (segmenting, served, detecting)])
+    assert [(one.name, one.verb) for one in loaded] == [
+        ("pixels", "segment"),
+        ("tiny", "classify"),
+        ("boxes", "detect"),
+    ]
+    assert loaded[0].reach is None
+    assert loaded[2].network.config.features_only
+
+
+@pytest.mark.filterwarnings("ignore:the CPU engine lacks")
+def test_the_dense_model_is_the_same_one_without_halting(detecting: Served, segmenting: Served, photo: Path) -> None:
+    picture = networks.read_picture(photo)
+    for one, plain in ((detecting, tiny_detector("none")), (segmenting, tiny_segmenter("none"))):
+        weights = one.model.state_dict()
+        plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+        images = times.as_batch(one, picture)
+        with torch.inference_mode():
+            expected = plain(images)
+            for name, run in dense.dense_ways(one.model).items():
+                torch.testing.assert_close(run(images), expected, atol=1e-3, rtol=1e-3, msg=name)
+        assert one.network.config.halting == "sact"
+
+
+def test_objects_that_are_shown(detecting: Served, photo: Path) -> None:
+    (shown, early), (same, late) = answers.answer(detecting, str(photo), None)
+    expected = sact.detect(detecting.compiled, photo, threshold=0.0)
+    assert same == shown
+    assert embedded(shown, "photograph").size == (80, 60)
+    low, high = detecting.span(expected.ponder)
+    np.testing.assert_array_equal(np.asarray(embedded(shown, "ponder map")), colorize(expected.map, low, high))
+    assert 'viewBox="0 0 80 60"' in shown
+    boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"/>', shown)
+    corners = np.array(boxes, dtype=float)
+    corners[:, 2:] += corners[:, :2]
+    np.testing.assert_allclose(corners[::-1], expected.boxes, atol=0.11)  # the surest is drawn last
+    scores = [float(score) for score in re.findall(r"--score: ([\d.]+)", early)]
+    assert scores[1:] == pytest.approx(100 * expected.scores, abs=0.01)
+    assert scores[0] == scores[1]  # of the remark that no object reaches the slider's score
+    assert "<b>dog</b>" not in shown + early
+    assert "&lt;b&gt;dog&lt;/b&gt;" in shown
+    assert f"<b>{expected.share:.1%}</b>" in late
+    assert "being measured" in early
+    assert re.search(r"<b>\d+\.\d ms</b><span>[^<]+ dense, \d+\.\d ms<", late)
+    assert "No objects." in found.listing(expected.above(1.0))
+
+
+def test_classes_that_are_shown(segmenting: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "SEGMENTED_SIDE", 40)
+    (shown, listed), _ = answers.answer(segmenting, str(photo), None)
+    expected = sact.segment(segmenting.compiled, photo, size=40)
+    assert times.as_batch(segmenting, networks.read_picture(photo)).shape == (1, 3, 64, 64)
+    low, high = segmenting.span(expected.ponder)
+    np.testing.assert_array_equal(np.asarray(embedded(shown, "ponder map")), colorize(expected.map, low, high))
+    tinted = np.asarray(embedded(shown, "classes"))
+    np.testing.assert_array_equal(tinted, np.asarray(draw_classes(expected.image, expected.classes)))
+    for _, name, share in expected.found():
+        assert f"<b>{share:.1%}</b>" in listed
+        assert escape(name) in listed
+
+
+def test_what_is_found_by_plain_extractors(photo: Path) -> None:
+    for model in (tiny_detector("none"), tiny_segmenter("none")):
+        *_, (shown, numbers) = answers.answer(networks.make_served("plain", model), str(photo), None)
+        assert "A plain extractor: every unit runs at every position." in shown
+        assert 'alt="ponder map"' not in shown
+        assert "<b>100.0%</b>" in numbers
+
+
+def test_large_photographs_are_reduced(detecting: Served) -> None:
+    large = Image.new("RGB", (3000, 1000))
+    shown = found.view(detecting, sact.detect(detecting.compiled, large, 0.0))
+    assert embedded(shown, "photograph").size == (1024, 341)
+    assert embedded(shown, "ponder map").size == (512, 171)
 
 
 def test_two_sides(served: Served, photo: Path, broken: Path) -> None:
