@@ -24,6 +24,7 @@ from sact.recipe import Recipe, load_recipe, make_recipe
 from sact.tasks import detection, segmentation, training
 from sact.tasks.evaluation import evaluate
 from sact.tasks.learning import SETTLING, Learning
+from sact.tasks.loops import LikeShapes
 from sact.tasks.segmentation_measures import SegmentationMeasures
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -293,12 +294,27 @@ def test_images_have_the_sizes_of_training(composed_set: Path, monkeypatch: pyte
     model, data = model_of(recipe), training.training_data(recipe)
     run = detection.make_train_run(model, recipe)
     seen = set()
-    for _ in range(8):
+    for _ in range(16):
         _, ponder = run(*detection.collate([data[0], data[1]]))
-        seen.update(ponder.sizes)
-    assert seen == {(48, 57), (60, 72), (80, 96)}  # of 80 x 96
+        seen.add(tuple(ponder.sizes))
+    assert seen == {((48, 57),) * 2, ((60, 72),) * 2, ((80, 96),) * 2}  # of 80 x 96
     _, ponder = model.eval()([data[0][0]], return_ponder=True)
     assert ponder.sizes == [(64, 76)]
+
+
+def test_images_of_like_shape_stand_together() -> None:
+    sizes = [(96, 80), (80, 96), (200, 100)] * 7
+    sampler = LikeShapes(sizes, 3, seed=5)
+    assert len(sampler) == 21
+    first, second = list(sampler), list(sampler)
+    for order in (first, second):
+        assert sorted(order) == list(range(21))
+        batches = [{sizes[index] for index in order[at : at + 3]} for at in range(0, 18, 3)]
+        assert all(len(batch) == 1 for batch in batches)
+        assert len({shape for batch in batches[:4] for shape in batch}) > 1
+    assert first != second
+    assert list(LikeShapes(sizes, 3, seed=5)) == first
+    assert list(LikeShapes(sizes, 3, seed=6)) == second
 
 
 def test_frozen_norms(composed_set: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ class DetectionRecipe(Recipe):
     fpn_channels: int = Field(256, ge=1, description="channels of the pyramid")
     representation_size: int = Field(1024, ge=1, description="width of the two layers that classify boxes, with fpn")
     min_sizes: list[int] = Field(
-        [800], min_length=1, description="shorter sides of training images in pixels, one of them drawn for each"
+        [800], min_length=1, description="shorter sides of training images in pixels, one of them drawn for each step"
     )
     test_size: int = Field(800, ge=MIN_SIZE, description="shorter side of images in evaluation")
     max_size: int = Field(1333, ge=MIN_SIZE, description="most that the longer side may have; the shorter one follows")

@@ -63,6 +63,11 @@ class _Coco:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every image in its file."""
+        return [self.content.images[row].size for row in self.rows]
+
     def _read(self, index: int) -> tuple[int, Tensor]:
         """A picture's row in the file and its pixels, uint8 [3, H, W].
 

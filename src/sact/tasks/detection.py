@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -69,12 +69,17 @@ def pretrained(model: Detector) -> Detector:
 
 
 def make_train_run(model: Detector, recipe: DetectionRecipe) -> TrainRun:
-    """The detector in the engine that trains, with images at the recipe's sizes for training."""
-    run = compile(model, "gather", norm_statistics=recipe.norm_statistics)
-    run.transform = copy.copy(model.transform)
-    run.transform.min_size = tuple(recipe.min_sizes)
-    run.training = True
-    return partial(run, return_ponder=True)
+    """The detector in the engine that trains, with the images of a step at one of the recipe's sizes for training."""
+    detector = compile(model, "gather", norm_statistics=recipe.norm_statistics)
+    detector.transform = copy.copy(model.transform)
+    detector.training = True
+
+    def run(images: list[Tensor], targets: list[Target]) -> Any:
+        drawn = int(torch.randint(len(recipe.min_sizes), ()))
+        detector.transform.min_size = (recipe.min_sizes[drawn],)
+        return detector(images, targets, return_ponder=True)
+
+    return run
 
 
 def train_step(run: TrainRun, batch: Batch, recipe: DetectionRecipe) -> Step:

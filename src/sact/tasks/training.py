@@ -78,7 +78,9 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
     task = find_task(recipe.task)
-    train_loader = make_loader(training, recipe.batch_size, recipe.workers, task.collate, shuffle=True)
+    train_loader = make_loader(
+        training, recipe.batch_size, recipe.workers, task.collate, shuffle=True, seed=recipe.seed + steps_done
+    )
     if len(train_loader) == 0:
         raise RecipeError(f"batch_size is {recipe.batch_size}, but there are only {len(training)} training images")
     epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(train_loader))
