@@ -63,11 +63,6 @@ class _Coco:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of every image in its file."""
-        return [self.content.images[row].size for row in self.rows]
-
     def _read(self, index: int) -> tuple[int, Tensor]:
         """A picture's row in the file and its pixels, uint8 [3, H, W].
 
@@ -166,6 +161,11 @@ class CocoDetection(_Coco, Dataset[tuple[Tensor, Target]]):
             pixels, moved = self._augment(tensors.Image(pixels), moved)
             target |= {name: value.as_subclass(Tensor) for name, value in moved.items()}
         return pixels.as_subclass(Tensor).float() / 255, target
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every image in its file."""
+        return [self.content.images[row].size for row in self.rows]
 
     def _target(self, row: int) -> Target:
         objects = self.content.objects
