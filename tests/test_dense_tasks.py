@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,28 @@ def test_the_papers_form(composed_set: Path, tmp_path: Path) -> None:
     assert (model.config.form, len(extractor(model).blocks)) == ("c4", 2)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"halting": "act"}, {"precision": "64-true"}, {"precision": "bf16-mixed"}], ids=str
+)
+def test_other_halting_and_precisions(composed_set: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    for task in TASKS:
+        results = train(recipe_of(task, composed_set, max_steps=1, val_length=2, **changes), tmp_path / task)
+        assert results["cost"] > 4
+        assert results["ponder_inside"] > 4
+        model = sact.from_pretrained(tmp_path / task / "model")
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_validation_data_of_other_classes(composed_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(composed_set, tmp_path / "data")
+    file = tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "cats"
+    file.write_text(json.dumps(content))
+    with pytest.raises(sact.InputError, match="has 3 classes, cats, .* the model knows 3 classes, balls"):
+        train(recipe_of("detection", tmp_path / "data"), tmp_path / "run")
+
+
 def test_a_plain_run_has_no_ponder(composed_set: Path, tmp_path: Path) -> None:
     results = train(recipe_of("segmentation", composed_set, halting="none", head="deeplabv3", max_steps=1), tmp_path)
     assert (results["share"], results["share_std"], results["cost"], results["ponder_inside"]) == (1.0, 0.0, None, None)
@@ -188,7 +211,7 @@ def test_a_plain_run_has_no_ponder(composed_set: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_is_resumed(
     composed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    recipe = recipe_of(task, composed_set, max_epochs=2, schedule="one_cycle", val_length=1)
+    recipe = recipe_of(task, composed_set, max_epochs=2, schedule="poly", warmup_steps=3, val_length=1)
     original = Learning.training_step
 
     def stop(self: Learning, batch: Any, batch_index: int) -> Tensor:

@@ -29,6 +29,9 @@ def test_there_are_recipes_of_the_paper_and_of_the_study() -> None:
     assert {"scenes_plain", "scenes_act", "scenes_sact"} <= names
     loaded = [load_recipe(path) for path in RECIPES]
     assert {recipe.halting for recipe in loaded if recipe.model == "cifar_resnet32"} == {"none", "act", "sact"}
+    dense = [recipe for recipe in loaded if recipe.task == "detection" and recipe.model_dump()["form"] == "c4"]
+    wanted = {("resnet101", "none", 0.0), ("resnet101", "sact", 0.001), ("resnet101", "sact", 0.005)}
+    assert {(recipe.model, recipe.halting, recipe.tau) for recipe in dense} == {*wanted, ("resnet50", "none", 0.0)}
     for halting in ("act", "sact"):
         chosen = [recipe for recipe in loaded if (recipe.model, recipe.halting) == ("resnet101", halting)]
         assert {recipe.tau for recipe in chosen} == {0.01, 0.005, 0.001}
@@ -85,6 +88,62 @@ def test_impossible_recipes(change: dict[Any, Any], message: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith("my.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+DETECTION = {"task": "detection", "model": "resnet50", "data": "coco", "max_epochs": 1, "init": "model"}
+SEGMENTATION = {"task": "segmentation", "model": "resnet50", "data": "coco_segmentation", "max_epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (FIELDS | {"task": "saliency"}, "task is 'saliency', but it must be one of classification, detection"),
+        (FIELDS | {"task": ["detection"]}, "task is ['detection']"),
+        (FIELDS | {"form": "c4"}, "form is a field of detection, but the task is classification; leave it out, or set"),
+        (FIELDS | {"data": "coco"}, 'data is "coco", but for classification it must be cifar10 or'),
+        (FIELDS | {"warmup_steps": 5, "schedule": "one_cycle"}, "warmup_steps is 5, but the schedule one_cycle"),
+        (FIELDS | {"gradient_clip": 0}, "gradient_clip is 0"),
+        (FIELDS | {"val_every": 0}, "val_every is 0"),
+        (DETECTION | {"image_size": 64}, "image_size is a field of classification and segmentation, but the task is"),
+        (DETECTION | {"data": "imagenet"}, 'data is "imagenet", but for detection it must be coco'),
+        (DETECTION | {"init": None}, "freeze_norms is true, but without init norms know nothing yet"),
+        (DETECTION | {"form": "c5"}, "form is 'c5'"),
+        (DETECTION | {"forms": "c4"}, 'no field "forms"; did you mean form?'),
+        (DETECTION | {"min_sizes": []}, "min_sizes is []"),
+        (
+            DETECTION | {"min_sizes": [800, 1400]},
+            "min_sizes is [800, 1400], but sides must be from 32 to max_size, 1333",
+        ),
+        (DETECTION | {"min_sizes": [16]}, "min_sizes is [16]"),
+        (DETECTION | {"test_size": 1400}, "test_size is 1400, but sides must be from 32 to max_size, 1333"),
+        (DETECTION | {"max_size": 8}, "max_size is 8"),
+        (DETECTION | {"anchor_sizes": [32, 64]}, "anchor_sizes.0 is 32"),
+        (DETECTION | {"box_score_thresh": 1}, "box_score_thresh is 1"),
+        (DETECTION | {"num_classes": 0}, "num_classes is 0"),
+        (SEGMENTATION | {"output_stride": 12}, "output_stride is 12"),
+        (SEGMENTATION | {"head": "lraspp"}, "head is 'lraspp'"),
+        (SEGMENTATION | {"head": "deeplabv3", "batch_size": 1}, "batch_size is 1, but the norms of deeplabv3"),
+        (SEGMENTATION | {"label_smoothing": 0.1}, "label_smoothing is a field of classification"),
+        (SEGMENTATION | {"data": "coco"}, 'data is "coco", but for segmentation it must be coco_segmentation'),
+        ({"task": "detection", "model": "resnet50"}, "the field data is missing; add 'data: ...' (one of coco)"),
+    ],
+    ids=str,
+)
+def test_impossible_recipes_of_tasks(fields: dict[str, Any], message: str) -> None:
+    for possible in (DETECTION, SEGMENTATION):
+        make_recipe(possible)
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(fields, "my.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_have_defaults_of_their_own() -> None:
+    classification, detection, segmentation = map(make_recipe, (FIELDS, DETECTION, SEGMENTATION))
+    assert (classification.task, detection.task, segmentation.task) == ("classification", "detection", "segmentation")
+    assert [recipe.freeze_norms for recipe in (classification, detection, segmentation)] == [False, True, False]
+    assert [recipe.lr for recipe in (classification, detection, segmentation)] == [0.1, 0.02, 0.02]
+    assert parse_overrides(["--form=c4", "--image_size=64"]) == {"form": "c4", "image_size": 64}
 
 
 @pytest.mark.parametrize("missing", ["model", "data"])

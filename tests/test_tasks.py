@@ -197,6 +197,20 @@ def test_other_schedules() -> None:
     assert all(a > b for a, b in zip(cycle[5:], cycle[6:], strict=False))
 
 
+def test_poly_falls_to_nothing() -> None:
+    poly = rates(recipe_of(schedule="poly", lr=0.8), 20, 5)
+    assert poly == pytest.approx([0.8 * (1 - step / 20) ** 0.9 for step in range(20)], rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["step", "poly", "constant"])
+def test_warm_up_is_linear_and_leaves_the_rest_as_it_is(schedule: str) -> None:
+    changes = {"max_steps": 20, "schedule": schedule, "milestones": [2, 12], "gamma": 0.5, "lr": 0.8}
+    plain = rates(recipe_of(**changes), 20, 5)
+    warm = rates(recipe_of(**changes, warmup_steps=4), 20, 5)
+    factors = [1 / 5, 2 / 5, 3 / 5, 4 / 5, *[1.0] * 16]
+    assert warm == pytest.approx([rate * factor for rate, factor in zip(plain, factors, strict=True)], rel=1e-6)
+
+
 @pytest.mark.parametrize("total_steps", range(1, 25))
 def test_one_cycle_of_any_length(total_steps: int) -> None:
     cycle = rates(recipe_of(schedule="one_cycle", lr=0.8), total_steps, 1)
@@ -274,6 +288,14 @@ def test_the_logs_of_a_run(finished: Path) -> None:
     for row in rows[:4]:
         assert float(row["train/ponder"]) > 2
         assert 0 < float(row["train/flops_share"]) < 1.1
+
+
+def test_rows_of_the_log_hold_the_step_they_name(finished: Path, tmp_path: Path) -> None:
+    every = [row["train/loss"] for row in read_log(finished)]
+    train(tmp_path, max_epochs=2, train_length=64, log_every=3)
+    rows = {int(row["step"]): row["train/loss"] for row in read_log(tmp_path) if row["train/loss"]}
+    steps = [row for row in every if row]
+    assert rows == {2: steps[2], 5: steps[5]}
 
 
 def test_tensorboard_has_scalars_and_pictures(finished: Path) -> None:

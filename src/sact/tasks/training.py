@@ -61,7 +61,7 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     Raises:
         RecipeError: the folder holds another run, or the recipe does not fit its data or this machine.
         CheckpointError: `init` names no checkpoint that fits, or the checkpoint to resume from is damaged.
-        InputError: the folder cannot be written, or the data cannot be had.
+        InputError: the folder cannot be written, the data cannot be had, or validation data has other classes.
     """
     folder = Path(folder)
     _check_folder(folder, recipe, resume)
@@ -72,6 +72,7 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     training, validation = training_data(recipe), validation_data(recipe)
     L.seed_everything(recipe.seed, verbose=False)
     model = make_model(recipe, training)
+    find_task(recipe.task).check_data(model, validation)
     steps_done = 0
     if resumes:
         steps_done = _check_checkpoint(checkpoint, model)
