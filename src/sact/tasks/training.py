@@ -72,65 +72,69 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     training, validation = training_data(recipe), validation_data(recipe)
     L.seed_everything(recipe.seed, verbose=False)
     model = make_model(recipe, training)
-    find_task(recipe.task).check_data(model, validation)
+    task = find_task(recipe.task)
+    task.check_data(model, validation)
     steps_done = 0
     if resumes:
         steps_done = _check_checkpoint(checkpoint, model)
         # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
-    task = find_task(recipe.task)
-    train_loader = make_loader(
-        training, recipe.batch_size, recipe.workers, task.collate, shuffle=True, seed=recipe.seed + steps_done
-    )
-    if len(train_loader) == 0:
-        raise RecipeError(f"batch_size is {recipe.batch_size}, but there are only {len(training)} training images")
-    epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(train_loader))
-    checkpoints = ModelCheckpoint(
-        folder, filename="last", save_top_k=1, monitor=None, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    callbacks: list[L.Callback] = [checkpoints]
-    if recipe.halting != "none":
-        callbacks.append(PonderPictures(folder / "ponder", validation))
-    if not quiet:
-        callbacks.append(ProgressBar(refresh_rate=10))
+    batch_size, workers = recipe.batch_size, recipe.workers
+    loader = make_loader(training, batch_size, workers, task.collate, shuffle=True, seed=recipe.seed + steps_done)
+    if len(loader) == 0:
+        raise RecipeError(f"batch_size is {batch_size}, but there are only {len(training)} training images")
+    epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(loader))
+    eval_batch = task.EVAL_BATCH or batch_size
     with calm(), interruptible():
-        trainer = make_trainer(
-            recipe.accelerator,
-            recipe.devices,
-            recipe.precision,
-            max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
-            max_steps=recipe.max_steps or -1,
-            check_val_every_n_epoch=recipe.val_every or math.ceil(epochs / VALIDATIONS),
-            gradient_clip_val=recipe.gradient_clip,
-            logger=[_csv_logger(folder, steps_done), TensorBoardLogger(folder, "", "tensorboard")],
-            callbacks=callbacks,
-            enable_progress_bar=not quiet,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=recipe.log_every,
-        )
+        trainer = _make_trainer(recipe, folder, epochs, steps_done, validation, quiet)
         if trainer.is_global_zero:
             write_text(folder / RECIPE_NAME, dump_recipe(recipe))
-        steps_per_epoch = math.ceil(len(training) / trainer.world_size) // recipe.batch_size
+        steps_per_epoch = math.ceil(len(training) / trainer.world_size) // batch_size
         total_steps = recipe.max_steps or epochs * steps_per_epoch
         learning = Learning(model, recipe, task.make_measures(model, validation), total_steps, steps_per_epoch)
-        resume_from = str(checkpoint) if resumes else None
-        eval_batch = task.EVAL_BATCH or recipe.batch_size
-        val_loader = make_loader(validation, eval_batch, recipe.workers, task.collate)
-        trainer.fit(learning, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
+        val_loader = make_loader(validation, eval_batch, workers, task.collate)
+        trainer.fit(learning, loader, val_loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     model.eval()
-    results = evaluate(
-        model,
-        validation,
-        batch_size=eval_batch,
-        precision=recipe.precision,
-        accelerator=recipe.accelerator,
-        quiet=quiet,
-    )
+    results = evaluate(model, validation, eval_batch, recipe.precision, recipe.accelerator, quiet=quiet)
     if trainer.is_global_zero:
         save_pretrained(model, folder / MODEL_FOLDER, recipe=recipe.model_dump(), results=results)
         write_json(folder / RESULTS_NAME, results)
     return results
+
+
+def _make_trainer(
+    recipe: Recipe, folder: Path, epochs: int, steps_done: int, validation: Any, quiet: bool
+) -> L.Trainer:
+    """The trainer of a run, which logs, keeps a checkpoint, and draws."""
+    callbacks: list[L.Callback] = [
+        ModelCheckpoint(
+            folder,
+            filename="last",
+            save_top_k=1,
+            monitor=None,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+    ]
+    if recipe.halting != "none":
+        callbacks.append(PonderPictures(folder / "ponder", validation))
+    if not quiet:
+        callbacks.append(ProgressBar(refresh_rate=10))
+    return make_trainer(
+        recipe.accelerator,
+        recipe.devices,
+        recipe.precision,
+        max_epochs=recipe.max_epochs if recipe.max_steps is None else -1,
+        max_steps=recipe.max_steps or -1,
+        check_val_every_n_epoch=recipe.val_every or math.ceil(epochs / VALIDATIONS),
+        gradient_clip_val=recipe.gradient_clip,
+        logger=[_csv_logger(folder, steps_done), TensorBoardLogger(folder, "", "tensorboard")],
+        callbacks=callbacks,
+        enable_progress_bar=not quiet,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=recipe.log_every,
+    )
 
 
 class ProgressBar(TQDMProgressBar):
