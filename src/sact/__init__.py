@@ -29,6 +29,7 @@ from .predict import Prediction, predict
 from .preprocessing import list_preprocessing, preprocess
 from .segmenting import Segmentation, segment
 from .tf_checkpoints import import_tf_checkpoint
+from .tiling import TiledResult, tiled
 
 __all__ = [
     "AdaptedNetwork",
@@ -48,6 +49,7 @@ __all__ = [
     "SactError",
     "Segmentation",
     "Segmenter",
+    "TiledResult",
     "adapt",
     "calibrate",
     "compile",
@@ -67,6 +69,7 @@ __all__ = [
     "restore",
     "save_pretrained",
     "segment",
+    "tiled",
 ]
 
 try:

@@ -1,5 +1,5 @@
 """Images whose feature maps do not fit into memory: the same result as of the whole, tile by tile."""
 
-from .tiled import TiledResult, tiled
+from .evaluation import TiledResult, tiled
 
 __all__ = ["TiledResult", "tiled"]

@@ -20,7 +20,7 @@ from ..scores import ImageScore, PositionScore, ScoreHead, to_score
 from ..units import on_map
 from .plan import BlockSteps, Plan, Step
 from .store import FeatureMap, Store, as_picture
-from .windows import Box, Chain, Size, Span
+from .windows import Box, Chain, Size, Span, crop
 
 
 class Source(Protocol):
@@ -163,7 +163,7 @@ class TiledRun:
             if index:
                 if not bool(halts.active.any()):
                     break
-                total += self.advance(step, state, halts.active[0] if block.halting == "sact" else None)
+                self.advance(step, state, halts.active[0] if block.halting == "sact" else None, total)
             score = None if head is None else block.decide(self.scores(head, state, total, halts, block), index)
             halts, weight = halting.step(halts, score, block.eps, block.limit(allowance, index, picture))
             if steps.keeps_mean:
@@ -175,28 +175,31 @@ class TiledRun:
         self.end = 1 - self.end
         return mean, ponder
 
-    def advance(self, step: Step, state: FeatureMap, active: Tensor | None = None) -> Tensor:
-        """Replace a state by the next one, where it is active [H, W]; tiles without an active position are skipped.
+    def advance(self, step: Step, state: FeatureMap, active: Tensor | None = None, total: Tensor | None = None) -> None:
+        """Replace a state by the next one; tiles without an active position are skipped.
 
-        Returns:
-            The change of the sum over all positions, float64 [C].
+        Args:
+            step: the unit.
+            state: the state, which is overwritten.
+            active: where it is to change, bool [H, W]; None: everywhere.
+            total: sum of the state over all positions, float64 [C], kept up to date in place.
         """
-        change = torch.zeros(step.channels, dtype=torch.float64)
         sweep = Sweep(state, self.side(step.reach), step.reach)
         for tile in sweep:
             box = tile if active is None else shrink(tile, active)
             if box is None:
                 continue
             needed = step.needs(box)
-            result = step.run(self.to_network(sweep.read(needed)), needed, box).to("cpu")
-            before = state.read(box)
+            x = sweep.read(needed)
+            result = step.run(self.to_network(x), needed, box).to("cpu")
+            before = crop(x, needed, box)
             if active is not None:
                 (top, bottom), (left, right) = box
                 result = torch.where(active[top:bottom, left:right], result, before)
             state.write(box, result)
-            change += _sum(result) - _sum(before)
+            if total is not None:
+                total += _sum(result) - _sum(before)
             self.store.let_go()
-        return change
 
     def scores(
         self, head: ScoreHead, state: FeatureMap, total: Tensor, halts: halting.HaltingState, block: Block
@@ -264,5 +267,5 @@ class TiledRun:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """[1, C, h, w] summed over positions, float64 [C]."""
-    return x.sum((0, 2, 3), dtype=torch.float64)
+    """[1, C, h, w] summed over positions, float64 [C]; within a tile in its own precision, at least float32."""
+    return x.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).double()

@@ -102,6 +102,6 @@ def _allowance(network: AdaptiveNetwork, plan: Plan, size: Size) -> Allowance | 
             units = torch.ones((1, *first.out_size) if stage.block.halting == "sact" else (1,), dtype=torch.int32)
             once.append(BlockPonder(units, None, stage.block.describe(first.in_size, first.out_size)))
     least = Ponder(once, network.fixed_flops(size))
-    # What `bounds` would find by running the whole image.
-    network.flops_bounds[(*size, network.config.halting)] = int(least.flops[0]), least.dense_flops
+    key = *size, network.config.halting  # under which `bounds` would note it, had the whole image been run
+    network.flops_bounds[key] = int(least.flops[0]), least.dense_flops
     return allowance_of(network, torch.zeros(1).expand(1, 1, *size))
