@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +30,7 @@ class Mark:
 
     Attributes:
         number: of the frame in the video, from 0.
-        time: seconds since the first frame.
+        time: seconds since the video's start.
         pts: the container's time stamp, if there is one.
         damaged: pieces up to here that could not be decoded.
         damaged_at: seconds of the first of them; -1 where there is none.
@@ -89,10 +89,10 @@ class Video:
         found = []
         if self._damage:
             found.append(f"damaged at {self._damage_at:.2f} s: {self._damage} frames or packets could not be decoded")
-        stated, reached = self._stated, max(self._reached, self._time)
-        if self._broken_off or (stated is not None and reached < stated - _CUT_SHORT):
+        stated = self._stated
+        if self._broken_off or (stated is not None and max(self._reached, self._time) < stated - _CUT_SHORT):
             of = f" of {stated:.2f} s" if stated is not None else ""
-            found.append(f"cut short: it ends at {reached:.2f} s{of}")
+            found.append(f"cut short: its last frame is at {self._time:.2f} s{of}")
         return "; ".join(found)
 
     def frames(self, after: Mark | None = None) -> Generator[tuple[Mark, Image.Image], None, None]:
@@ -102,6 +102,7 @@ class Video:
             after: the last one that was read by an earlier call, perhaps of another process; reading goes on behind it.
         """
         last = after
+        self._time = after.time if after is not None else 0.0
         for number, frame in self._after(after):
             self._time = time = self._seconds(frame, number)
             mark = Mark(number, time, frame.pts, self._damage, self._damage_at)
@@ -164,6 +165,7 @@ class Video:
                 packet = next(packets, None)
             except self._av.error.FFmpegError:
                 self._broken_off = True
+                yield from self._frames_of(lambda: self._stream.decode(None))  # what the decoder still holds
                 return
             if packet is None:
                 return
@@ -172,11 +174,11 @@ class Video:
                 end = packet.pts - start + (packet.duration or 0)
                 self._reached = max(self._reached, float(end * packet.time_base))
             if packet.stream.index == self._stream.index:
-                yield from self._decode(packet)
+                yield from self._frames_of(packet.decode)
 
-    def _decode(self, packet: Any) -> Iterator[VideoFrame]:
+    def _frames_of(self, decode: Callable[[], list[Any]]) -> Iterator[VideoFrame]:
         try:
-            frames = packet.decode()
+            frames = decode()
         except self._av.error.FFmpegError:
             self._note_damage()
             return
@@ -194,11 +196,14 @@ class Video:
         return self._container.streams.video[0]
 
     def _stated_seconds(self) -> float | None:
-        stream = self._stream
+        """How long the pictures last as far as the container says: the least where it says several things."""
+        stream, container = self._stream, self._container
+        if container.format.name == "avi" and stream.frames and stream.average_rate:
+            return float(stream.frames / stream.average_rate)  # FFmpeg shortens other numbers to what is there
+        stated = [] if container.duration is None else [container.duration / self._av.time_base]
         if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        duration = self._container.duration
-        return None if duration is None else duration / self._av.time_base
+            stated.append(float(stream.duration * stream.time_base))
+        return min(stated, default=None)
 
     def _open(self) -> InputContainer:
         try:
@@ -209,7 +214,7 @@ class Video:
         if not container.streams.video:
             container.close()
             raise InputError(f"{self._path} holds no pictures, perhaps sound alone; name a video")
-        container.streams.video[0].thread_type = "AUTO"
+        container.streams.video[0].thread_type = "SLICE"  # with threads for frames, those before damage get lost
         return container
 
 
