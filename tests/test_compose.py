@@ -411,3 +411,12 @@ def test_the_command_names_an_option_it_cannot_read(option: list[str], capsys: p
     with pytest.raises(SystemExit):
         main(["compose", "--cutouts", "a", "--out", "b", *option])
     assert f'"{option[1]}" is not a' in capsys.readouterr().err
+
+
+def test_splits_do_not_depend_on_the_size_of_the_pictures(sources: Path, tmp_path: Path) -> None:
+    records = []
+    for size in ((48, 40), (160, 120)):
+        style = Style(sizes=(size,), objects=(1, 1))
+        out = tmp_path / str(size[0])
+        records.append(compose(out, sources / "cutouts", [sources / "backgrounds"], SMALL, style, drawings=False))
+    assert records[0]["files"] == records[1]["files"]

@@ -157,13 +157,21 @@ def read_photograph(file: Path, side: int, drawings: bool = True) -> np.ndarray:
     Raises:
         InputError: the file is damaged.
     """
-    image = open_image(file, min_side=side)
+    image = _reduce(open_image(file, min_side=side), side)
+    if not drawings:
+        # Asked at one size: the answer, and so what is in which split, must not depend on `side`.
+        asked = image if side == SIDE else _reduce(open_image(file, min_side=SIDE), SIDE)
+        if _is_drawing(np.asarray(asked)):
+            return np.empty((0, 0, 3), np.uint8)
+    return np.array(image)
+
+
+def _reduce(image: Image.Image, side: int) -> Image.Image:
     scale = side / min(image.size)
-    if scale < 1:
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.array(image)
-    return pixels if drawings or not _is_drawing(pixels) else np.empty((0, 0, 3), np.uint8)
+    if scale >= 1:
+        return image
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _decode(file: Path, side: int, drawings: bool) -> np.ndarray:
