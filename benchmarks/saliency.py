@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--composed", type=Path, default=ROOT / "runs" / "composed", help="what sact compose wrote")
     parser.add_argument("--model", action="append", required=True, help="a SACT model; again for more")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "saliency", help="of the fixation set")
-    parser.add_argument("--own-size", action="store_true", help="leave images as large as they are")
+    parser.add_argument("--size", type=int, help="longer side of images (default: as sact saliency does)")
     parser.add_argument("--limit", type=int, help="use this many images")
     options = parser.parse_args()
     if not (options.folder / "trainSet").exists():
@@ -50,8 +50,7 @@ def main() -> None:
 
 def measure(name: str, fixations: FixationSet, options: argparse.Namespace, shown: bool) -> str:
     """The tables of one model, for the page; all numbers go beside the fixation set."""
-    size = fixations.stimuli[0].size if options.own_size else None
-    evaluation = evaluate(fixations, ponder_mapper(from_pretrained(name), size=size), Settings())
+    evaluation = evaluate(fixations, ponder_mapper(from_pretrained(name), size=options.size), Settings())
     results = evaluation.results
     file = "-".join(Path(name).parts[-2:])
     write_json(options.folder / f"{file}.json", {"model": name} | results)
@@ -73,8 +72,9 @@ def heading(name: str, results: dict[str, Any]) -> str:
 
 def arguments(options: argparse.Namespace) -> str:
     """What repeats this run."""
-    limit = f" --limit {options.limit}" if options.limit else ""
-    return " ".join(f"--model {name}" for name in options.model) + " --own-size" * options.own_size + limit
+    others = [(name, getattr(options, name)) for name in ("size", "limit")]
+    given = [("model", name) for name in options.model] + [(name, value) for name, value in others if value]
+    return " ".join(f"--{name} {value}" for name, value in given)
 
 
 if __name__ == "__main__":

@@ -241,6 +241,7 @@ def test_ponder_map_of_a_network(make_model: MakeModel) -> None:
     assert np.ptp(found) > 0
     assert ponder_mapper(model, "masked")(picture).shape == (180, 320)
     assert ponder_mapper(model, "masked")(picture.resize((40, 80))).shape == (320, 160)
+    assert ponder_mapper(model, "masked", 64)(picture.resize((80, 60))).shape == (48, 64)
 
 
 def test_networks_without_a_map_are_refused(make_model: MakeModel) -> None:
@@ -332,7 +333,7 @@ def test_command_with_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = ("--blur", "2", "--centre-weight", "0.5", "--quiet")
     code, _, errors = run(capsys, folder, "--model", tmp_path / "model", "--out", out, *options)
     assert code == 0, errors
-    assert json.loads((out / "results.json").read_text())["size"] == "longer side 640"
+    assert json.loads((out / "results.json").read_text())["size"] == 640
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,8 @@ def test_command_with_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--limit", "0"), "number of images is 0"),
         (("--seed", "-1"), "--seed is -1"),
         (("--pictures", "-1"), "--pictures is -1"),
-        (("--size", "320x16"), "both sides must be at least 32"),
+        (("--size", "320x16"), "images of 320x16 are too small: both sides must be at least 32"),
+        (("--size", "16"), "images of a longer side of 16 are too small"),
         (("--engine", "warp"), "warp"),
     ],
 )
@@ -366,7 +368,7 @@ def test_command_says_what_is_wrong(
 
 
 def test_command_refuses_what_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option, value in (("--size", "320"), ("--blur-grid", "1,x")):
+    for option, value in (("--size", "320x"), ("--blur-grid", "1,x")):
         with pytest.raises(SystemExit) as ended:
             run(capsys, tmp_path, option, value)
         assert ended.value.code == 2

@@ -26,8 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_size,
         metavar="WxH",
-        help="bring images to this size (default: their longer side to 320 pixels, 640 for a detector or segmenter, so "
-        "that cat2000 becomes 320x180 or 640x360)",
+        help="bring images to this size, or, of a single number, their longer side (default: that to 320 pixels, 640 "
+        "for a detector or segmenter, so that cat2000 becomes 320x180 or 640x360)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use this many images, from all categories")
     parser.add_argument("--engine", default="auto", help="auto, masked, gather, native or triton (%(default)s)")
@@ -66,8 +66,9 @@ def run(options: argparse.Namespace) -> None:
     fixations = read_fixations(options.dataset, options.folder, options.limit)
     evaluation = evaluate(fixations, ponder_map, settings)
     results = evaluation.results
-    size = f"{options.size[1]}x{options.size[0]}" if options.size else f"longer side {long_side(model)}"
-    about = {"dataset": options.dataset, "folder": options.folder, "model": options.model, "size": size}
+    size = f"{options.size[1]}x{options.size[0]}" if isinstance(options.size, tuple) else options.size
+    about = {"dataset": options.dataset, "folder": options.folder, "model": options.model}
+    about |= {"size": size or long_side(model)}
     write_json(out / "results.json", about | results)
     write_csv(out / "results.csv", evaluation.rows)
     if evaluation.shown:
@@ -109,13 +110,14 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) of WxH."""
+def _size(text: str) -> int | tuple[int, int]:
+    """(height, width) of WxH, or the longer side."""
     try:
-        width, height = (int(part) for part in text.lower().split("x"))
+        sides = [int(part) for part in text.lower().split("x")]
+        width, height = sides if len(sides) > 1 else sides * 2
     except ValueError:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a size like 320x180 (width x height)') from None
-    return height, width
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size like 320x180 (width x height) or 320') from None
+    return (height, width) if len(sides) > 1 else width
 
 
 def _numbers(text: str) -> list[float]:

@@ -24,14 +24,14 @@ def long_side(model: nn.Module) -> int:
     return DENSE_LONG_SIDE if isinstance(model, DenseModel) else LONG_SIDE
 
 
-def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: tuple[int, int] | None = None) -> PonderMap:
+def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: int | tuple[int, int] | None = None) -> PonderMap:
     """A function that gives the ponder map of a picture.
 
     Args:
         model: a network whose weights know their preprocessing, a detector or a segmenter; SACT.
         engine: as in `sact.compile`; of the extractor.
-        size: (height, width) that pictures are brought to; by default their longer side becomes 320 pixels, or 640 for
-            a detector or segmenter (320x180 and 640x360 for cat2000, as in the paper).
+        size: (height, width) that pictures are brought to, or what their longer side becomes; by default 320 pixels, or
+            640 for a detector or segmenter (cat2000 becomes 320x180 or 640x360, as in the paper).
 
     Raises:
         InputError: the model's ponder map would be constant (ACT) or there is none (a plain network), its preprocessing
@@ -49,11 +49,12 @@ def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: tuple[int, in
             "this network does not say how images are prepared for it; set model.preprocessing, for instance to "
             '{"name": "imagenet_sact", "size": 224} (see sact.list_preprocessing())'
         )
-    if size is not None and min(size) < network.min_size:
-        raise InputError(f"images of {size[1]}x{size[0]} are too small: both sides must be at least {network.min_size}")
+    size = size or long_side(model)
+    if min(size if isinstance(size, tuple) else (size,)) < network.min_size:
+        shown = f"{size[1]}x{size[0]}" if isinstance(size, tuple) else f"a longer side of {size}"
+        raise InputError(f"images of {shown} are too small: both sides must be at least {network.min_size}")
     compiled = compile(network.eval(), engine)
     parameter = next(network.parameters())
-    side = long_side(model)
 
     def scaled(pixels: Tensor) -> Tensor:
         if config is None:
@@ -63,7 +64,7 @@ def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: tuple[int, in
 
     @torch.inference_mode()
     def ponder_map(picture: Image.Image) -> FloatMap:
-        height, width = size or _scaled_size(picture, side, network.min_size)
+        height, width = size if isinstance(size, tuple) else _scaled_size(picture, size, network.min_size)
         small = picture.resize((width, height), Image.Resampling.BILINEAR)
         batch = scaled(to_unit_tensor(small))[None].to(parameter.device, parameter.dtype)
         _, ponder = compiled(batch, return_ponder=True)
