@@ -74,7 +74,7 @@ def test_published_layout(coco: Path) -> None:
     assert data.class_names[0] == "person" and data.category_ids[79] == 90 and data.class_names[79] == "toothbrush"
     assert data.category_ids == tuple(sorted(category["id"] for category in CATEGORIES))
     assert len(data) == 8 and len(CocoDetection(coco, "val")) == len(CocoDetection(coco, "test")) == 4
-    assert "1 crowd regions, 1 images without objects; no problems" in str(data.problems)
+    assert "crowd regions: 1, images without objects: 1; problems: none" in str(data.problems)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -125,8 +125,8 @@ class Report:
         Args:
             cases: cases of each kind that are named.
         """
-        used = ", ".join(f"{count} {name}" for name, count in self.totals.items())
-        head = f"{self.file}: {used or 'not usable'}; {sum(self.counts.values()) or 'no'} problems"
+        used = ", ".join(f"{name}: {count}" for name, count in self.totals.items())
+        head = f"{self.file}: {used or 'not usable'}; problems: {sum(self.counts.values()) or 'none'}"
         return "\n".join([head, *(self._line(kind, cases) for kind in KINDS if self.counts[kind])])
 
     def _line(self, kind: str, cases: int) -> str:
