@@ -1,5 +1,5 @@
 # make demo   train nothing: load the packaged network, classify held-out scenes, write demo/index.html
-# make test   the tests (SLOW=1: the slow ones too)
+# make test   the tests, a process per core (SLOW=1: the slow ones too)
 # make study  train every model of the study (hours; resumes where it was interrupted) and write its report
 # All set up .venv and the data first, and say what they do.
 
@@ -12,7 +12,7 @@ demo: setup
 	$(PYTHON) examples/demo.py --out demo
 
 test: setup
-	$(PYTHON) -m pytest $(PYTEST_MARK)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PYTEST_MARK) --numprocesses auto --dist loadfile
 
 study: setup
 	$(PYTHON) benchmarks/study.py
