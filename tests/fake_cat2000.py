@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+pytest.importorskip("matio", reason="mat-io, which writes cat2000's observers, needs Python 3.11")
+
+from matio import save_to_mat
+from matio.utils import MatlabContainerMap
 from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
 
@@ -54,9 +60,6 @@ def write_image(folder: Path, name: str, picture: Image.Image, points: NDArray[n
 
 def write_observers(path: Path, table: dict[str, list[tuple[str, NDArray[np.int64]]]]) -> None:
     """allFixData.mat: a containers.Map from image to a cell of structs (name, data), positions from 1."""
-    from matio import save_to_mat
-    from matio.utils import MatlabContainerMap
-
     cells = {}
     for key, records in table.items():
         cell = np.empty((len(records), 1), dtype=object)

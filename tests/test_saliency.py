@@ -189,8 +189,8 @@ def test_parameters_come_from_the_training_part_alone(fixations: FixationSet) ->
         return FixationSet(stimuli)
 
     before = evaluate(fixations, brightness, settings).results
-    train = set(before["split"]["train"])
-    rest = {one.name for one in fixations.stimuli} - train
+    train, rest = (set(before["split"][part]) for part in ("train", "test"))
+    assert train | rest == {one.name for one in fixations.stimuli} and not train & rest
     assert len(train) == len(rest) == 4
     after = evaluate(moved(rest), brightness, settings).results
     assert after["parameters"] == before["parameters"]

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("matio", reason="mat-io, which writes cat2000's observers, needs Python 3.11")
+
 from sact import InputError
 from sact.data.coco import CocoDetection
 from sact.saliency.datasets import read_fixations

@@ -115,7 +115,12 @@ def evaluate(fixations: FixationSet, ponder_map: PonderMap, settings: Settings |
         "rows": rows,
         "dropped_fixations": fixations.dropped,
         "problems": problems,
-        "split": {"seed": settings.seed, "train_share": settings.train_share, "train": [one.name for one in train]},
+        "split": {
+            "seed": settings.seed,
+            "train_share": settings.train_share,
+            "train": [one.name for one in train],
+            "test": [one.name for one in test],
+        },
     }
     return Evaluation(results, rows, shown)
 
