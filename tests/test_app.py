@@ -551,6 +551,8 @@ def test_clicking_through_it(
         expect = playwright.expect
         expect.set_options(timeout=60_000)
 
+        expect(page.get_by_role("tab")).to_have_text(["One network", "Compare", "Many files"])
+
         # The first example is shown; a file that is dropped takes its place.
         expect(page.locator("#numbers .tile.time b")).to_contain_text("ms")
         page.locator("#photograph button[aria-label='Remove Image']").click()
@@ -620,3 +622,59 @@ def test_clicking_through_it(
     assert hosts <= {"127.0.0.1", None}
     assert not re.findall(r"""(?:src|href)=["']https?://(?!127\.0\.0\.1)[^"']*""", html)
     assert {place[0] for place in connected if isinstance(place, tuple)} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome here")
+def test_clicking_through_what_is_found(photo: Path, broken: Path, tmp_path: Path) -> None:
+    """Where only a detector and a segmenter are served, there are just their tabs; the slider hides objects at once."""
+    pytest.importorskip("gradio", reason="the extra app is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    detector, segmenter = tiny_detector(), tiny_segmenter()
+    detector.save_pretrained(tmp_path / "boxes")
+    segmenter.save_pretrained(tmp_path / "pixels")
+    expected = sact.detect(detector, photo, threshold=0.0)
+    shares = [f"{share:.1%}" for _, _, share in sact.segment(segmenter, photo).found()]
+    (tmp_path / "examples").mkdir()
+    shutil.copy(photo, tmp_path / "examples")
+    served = [str(tmp_path / "boxes"), str(tmp_path / "pixels")]
+    with server.running(served, examples=tmp_path / "examples") as (_, address), playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.set_default_timeout(60_000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        expect = playwright.expect
+        expect.set_options(timeout=60_000)
+        expect(page.get_by_role("tab")).to_have_text(["Detection", "Segmentation"])
+
+        # Objects below the slider's score are not seen, and nobody is asked for that.
+        expect(page.locator("#numbers-detect .tile.time b")).to_contain_text("ms")
+        expect(page.locator("#numbers-detect .tile.flops b")).to_have_text(f"{expected.share:.1%}")
+        boxes, nothing = page.locator("#view-detect .boxes g"), page.locator("#numbers-detect .nothing")
+        expect(boxes).to_have_count(len(expected))
+        questions = len(asked)
+        seen = "boxes => boxes.filter(box => getComputedStyle(box).opacity == '1').length"
+        for least in (50, 29, 5):
+            set_slider(page, "threshold", least)
+            page.wait_for_function(
+                "least => getComputedStyle(document.body).getPropertyValue('--threshold') == least", arg=str(least)
+            )
+            count = int((100 * expected.scores.round(4) >= least).sum())
+            assert boxes.evaluate_all(seen) == count
+            assert nothing.evaluate("remark => getComputedStyle(remark).opacity") == str(int(count == 0))
+        assert 0 < int((100 * expected.scores >= 29).sum()) < len(expected)
+        assert [url for url in asked[questions:] if "/queue/join" in url] == []
+
+        page.get_by_role("tab", name="Segmentation").click()
+        expect(page.locator("#numbers-segment .tile.time b")).to_contain_text("ms")
+        expect(page.locator("#numbers-segment .rows-found b")).to_have_text(shares)
+        expect(page.locator("#view-segment .stack")).to_have_count(2)
+        page.locator("#photograph button[aria-label='Remove Image']").click()
+        expect(page.locator("#view-segment")).to_contain_text(answers.EMPTY)
+        page.locator("#photograph input[type=file]").set_input_files(broken)
+        expect(page.locator("#view-segment [role=alert]")).to_contain_text("is not a readable JPEG")
+        page.get_by_role("tab", name="Detection").click()
+        expect(page.locator("#view-detect [role=alert]")).to_contain_text("is not a readable JPEG")
+        browser.close()

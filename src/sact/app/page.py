@@ -43,12 +43,14 @@ class Shared(NamedTuple):
         photo: the photograph.
         first: id of the tab that is open when the page opens.
         open_tab: id of the tab that is open now.
+        left: the column with the photograph.
     """
 
     page: gr.Blocks
     photo: gr.Image
     first: str
     open_tab: gr.State
+    left: gr.Column
 
 
 def make_page(served: Sequence[Served], examples: Sequence[Path], folder: Path) -> gr.Blocks:
@@ -63,62 +65,57 @@ def make_page(served: Sequence[Served], examples: Sequence[Path], folder: Path) 
         {one.name: one for one in served if one.verb == verb} for verb in ("classify", "detect", "segment")
     )
     first = "one" if networks else "detect" if detectors else "segment"
-    tabs: list[gr.Tab] = []
     with gr.Blocks(title="sact", analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS), fill_width=True) as page:
         gr.HTML(_TITLE)
         open_tab = gr.State(first)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=280) as left:
-                shared = Shared(page, _photograph(examples), first, open_tab)
+                shared = Shared(page, _photograph(examples), first, open_tab, left)
                 opacity = gr.Slider(0, 100, 50, step=1, label="Opacity of the map, %", buttons=[], elem_id="opacity")
             with gr.Column(scale=9, min_width=320), gr.Tabs():
                 if networks:
-                    tabs += _network_tabs(shared, networks, folder)
+                    _network_tabs(shared, networks, folder)
                 if detectors:
                     with gr.Tab("Detection", id="detect") as tab:
                         _found(shared, tab, detectors)
-                    tabs.append(tab)
                 if segmenters:
                     with gr.Tab("Segmentation", id="segment") as tab:
                         _found(shared, tab, segmenters)
-                    tabs.append(tab)
         opacity.input(None, opacity, None, js=_SET_OPACITY, **QUIET)
-        for tab in tabs:
-            tab.select(_opener(str(tab.id)), None, [open_tab, left], **QUIET)
     return page
 
 
-def _network_tabs(shared: Shared, networks: dict[str, Served], folder: Path) -> list[gr.Tab]:
-    with gr.Tab("One network", id="one") as one:
-        _one(shared, one, networks)
-    with gr.Tab("Compare", id="compare") as compare:
-        _compare(shared, compare, networks)
-    with gr.Tab("Many files", id="files") as files:
+def _network_tabs(shared: Shared, networks: dict[str, Served], folder: Path) -> None:
+    with gr.Tab("One network", id="one") as tab:
+        _one(shared, tab, networks)
+    with gr.Tab("Compare", id="compare") as tab:
+        _compare(shared, tab, networks)
+    with gr.Tab("Many files", id="files") as tab:
         _files(networks, folder)
-    return [one, compare, files]
-
-
-def _opener(name: str) -> Callable[[], tuple[str, Any]]:
-    """Which tab is open, and whether the photograph is shown beside it."""
-    return lambda: (name, gr.Column(visible=name != "files"))
+    tab.select(lambda: ("files", gr.Column(visible=False)), None, [shared.open_tab, shared.left], **QUIET)
 
 
 def _follow(
     shared: Shared, tab: gr.Tab, show: Callable[..., Iterator[Any]], inputs: list[Any], outputs: list[Any]
 ) -> None:
     """Answer when a tab opens, and when an input changes while it is open."""
+    nothing = tuple(gr.skip() for _ in outputs)
 
-    def show_if_open(name: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        if name == tab.id:
-            yield from show(*values)
-        else:
-            yield tuple(gr.skip() for _ in outputs)
+    def opened(before: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        opening = tab.id, gr.Column(visible=True)
+        yield *opening, *nothing
+        if before != tab.id:  # when the page opens, the first tab is answered as the page loads
+            for answered in show(*values):
+                yield *opening, *answered
+
+    def changed(name: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from show(*values) if name == tab.id else [nothing]
 
     if tab.id == shared.first:
         shared.page.load(show, inputs, outputs, **QUIET)
-    tab.select(show, inputs, outputs, **LATEST)
+    tab.select(opened, [shared.open_tab, *inputs], [shared.open_tab, shared.left, *outputs], **LATEST)
     for part in inputs:
-        part.change(show_if_open, [shared.open_tab, *inputs], outputs, **LATEST)
+        part.change(changed, [shared.open_tab, *inputs], outputs, **LATEST)
 
 
 def _photograph(examples: Sequence[Path]) -> gr.Image:
