@@ -97,7 +97,9 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
     model.eval()
     results = evaluate(model, validation, eval_batch, recipe.precision, recipe.accelerator, quiet=quiet)
     if trainer.is_global_zero:
-        save_pretrained(model, folder / MODEL_FOLDER, recipe=recipe.model_dump(), results=results)
+        ids = getattr(training, "category_ids", None)
+        facts: dict[str, Any] = {} if ids is None else {"category_ids": list(ids)}
+        save_pretrained(model, folder / MODEL_FOLDER, recipe=recipe.model_dump(), results=results, **facts)
         write_json(folder / RESULTS_NAME, results)
     return results
 
