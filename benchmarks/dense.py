@@ -3,7 +3,8 @@
     python benchmarks/dense.py [--folder runs/dense] [--data runs/composed] [--jobs 2]
 
 In the shape of the paper's Table 1: a plain extractor of full and of half depth, and SACT of several tau. The
-extractors start from classifiers of the objects, cut from the training pictures. Every network is trained in two
+segmenters start from classifiers of the objects, cut from the training pictures, and the detectors from the segmenters'
+extractors: what learns at every pixel needs fewer pictures. Every network is trained in two
 phases, on as many pictures each: a plain one first, then one in which it stays plain or becomes SACT. What is finished
 is not trained again, and what was interrupted goes on. `benchmarks/dense_report.py` measures them and writes tables.
 """
@@ -23,7 +24,7 @@ from sact.errors import InputError
 
 DEPTHS = {"full": (3, 4, 6, 3), "half": (2, 2, 3, 2)}
 TAUS = {"detection": (0.01, 0.03), "segmentation": (0.01, 0.03)}
-STEPS = {"detection": (450, 250), "segmentation": (250, 150)}
+STEPS = {"segmentation": (300, 150), "detection": (500, 250)}
 """Of the two phases."""
 MARGIN = 0.25
 """Of an object's longer side, around it in its crop."""
@@ -72,42 +73,38 @@ def square(picture: Image.Image, box: np.ndarray) -> Image.Image | None:
     return picture.transform((CROP_SIDE, CROP_SIDE), Image.Transform.EXTENT, corners, Image.Resampling.BILINEAR)
 
 
-def queue(study: Study, task: str, data: Path) -> None:
-    """Queue the networks of one table."""
-    first, second = STEPS[task]
-    common = (f"--data_dir={data}",)
+def first_phases(study: Study, task: str, data: Path, before: str) -> None:
+    """Queue the plain networks of one table; `before` names what each depth starts from."""
     for depth, units in DEPTHS.items():
+        start = before.format(depth)
         study.start(
             f"{task}/{depth}/first",
             f"composed_{task}_plain",
-            *common,
+            f"--data_dir={data}",
             f"--units={list(units)}",
-            f"--init={study.model(f'crops_{depth}')}",
-            f"--max_steps={first}",
-            after=f"crops_{depth}",
-        )
-    start = f"{task}/full/first"
-    for tau in TAUS[task]:
-        study.start(
-            f"{task}/sact-{tau:g}",
-            f"composed_{task}_sact",
-            *common,
-            f"--tau={tau:g}",
             f"--init={study.model(start)}",
-            f"--max_steps={second}",
+            f"--max_steps={STEPS[task][0]}",
             after=start,
         )
+
+
+def second_phases(study: Study, task: str, data: Path) -> None:
+    """Queue what stands in the table."""
+    common = (f"--data_dir={data}", f"--max_steps={STEPS[task][1]}")
+    start = f"{task}/full/first"
+    for tau in TAUS[task]:
+        init = f"--init={study.model(start)}"
+        study.start(f"{task}/sact-{tau:g}", f"composed_{task}_sact", *common, f"--tau={tau:g}", init, after=start)
     for depth, units in DEPTHS.items():
         start = f"{task}/{depth}/first"
         fields = (f"--units={list(units)}", "--halting=none", "--tau=0", f"--init={study.model(start)}")
-        study.start(f"{task}/{depth}", f"composed_{task}_sact", *common, *fields, f"--max_steps={second}", after=start)
+        study.start(f"{task}/{depth}", f"composed_{task}_sact", *common, *fields, after=start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the networks of the tables of detection and segmentation.")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dense")
     parser.add_argument("--data", type=Path, default=ROOT / "runs" / "composed")
-    parser.add_argument("--tasks", nargs="*", default=["detection", "segmentation"], choices=list(STEPS))
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time (%(default)s)")
     options = parser.parse_args()
     write_crops(options.data, options.folder / "crops")
@@ -116,8 +113,10 @@ def main() -> None:
         study.start(
             f"crops_{depth}", "composed_crops", f"--units={list(units)}", f"--data_dir={options.folder / 'crops'}"
         )
-    for task in options.tasks:
-        queue(study, task, options.data)
+    first_phases(study, "segmentation", options.data, "crops_{}")
+    first_phases(study, "detection", options.data, "segmentation/{}/first")
+    for task in TAUS:
+        second_phases(study, task, options.data)
     study.wait()
 
 

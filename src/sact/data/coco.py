@@ -22,6 +22,8 @@ from .coco_report import Report
 from .splits import used_length
 from .transforms import detection_training, segmentation_training
 
+OBJECT = "object"
+"""The one class there is where categories are not told apart."""
 BROKEN_IN_A_ROW = 20
 MULTIPLE = 32
 """Sides of whole images for segmentation are padded to a multiple of this, so that no stride leaves a rest."""
@@ -34,7 +36,13 @@ class _Coco:
     class_names: tuple[str, ...]
 
     def __init__(
-        self, data_dir: str | os.PathLike[str] | None, split: str, train: bool, length: int | None, **options: Any
+        self,
+        data_dir: str | os.PathLike[str] | None,
+        split: str,
+        train: bool,
+        length: int | None,
+        class_agnostic: bool,
+        **options: Any,
     ) -> None:
         if data_dir is None:
             raise InputError(
@@ -44,7 +52,8 @@ class _Coco:
         self.content: CocoFile = read_coco(data_dir, split, **options)
         self.train = train
         self.annotation_file = self.content.report.file
-        self.category_ids = self.content.category_ids
+        self.category_ids = (1,) if class_agnostic else self.content.category_ids
+        self.labels = self.content.objects.labels.clip(max=1) if class_agnostic else self.content.objects.labels
         count = used_length(length, len(self.content.images))
         # An even spread, as files may be sorted.
         self.rows = [index * len(self.content.images) // count for index in range(count)]
@@ -111,6 +120,7 @@ class CocoDetection(_Coco, Dataset[tuple[Tensor, Target]]):
         images: folder of the images, likewise.
         max_left_out: share of images, and of annotations, that may be left out because something is wrong with them.
         masks: targets have "masks" as well.
+        class_agnostic: all categories are one class, "object".
 
     Each element is (image float32 [3, H, W] in [0, 1], target) with
 
@@ -139,6 +149,7 @@ class CocoDetection(_Coco, Dataset[tuple[Tensor, Target]]):
         images: str | None = None,
         max_left_out: float = MAX_LEFT_OUT,
         masks: bool = False,
+        class_agnostic: bool = False,
     ) -> None:
         if size is not None:
             raise InputError(
@@ -146,8 +157,10 @@ class CocoDetection(_Coco, Dataset[tuple[Tensor, Target]]):
                 "its size instead"
             )
         options = {"annotations": annotations, "images": images, "max_left_out": max_left_out}
-        super().__init__(data_dir, split, train, length, masks="objects" if masks else "none", **options)
-        self.class_names = self.content.class_names
+        super().__init__(
+            data_dir, split, train, length, class_agnostic, masks="objects" if masks else "none", **options
+        )
+        self.class_names = (OBJECT,) if class_agnostic else self.content.class_names
         self._augment = detection_training() if train else None
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -174,7 +187,7 @@ class CocoDetection(_Coco, Dataset[tuple[Tensor, Target]]):
             chosen = chosen[~objects.crowds[chosen]]
         target: Target = {
             "boxes": torch.from_numpy(objects.boxes[chosen]),
-            "labels": torch.from_numpy(objects.labels[chosen]),
+            "labels": torch.from_numpy(self.labels[chosen]),
             "image_id": self.content.images[row].id,
             "area": torch.from_numpy(objects.areas[chosen]),
             "iscrowd": torch.from_numpy(objects.crowds[chosen].astype(np.int64)),
@@ -206,6 +219,7 @@ class CocoSegmentation(_Coco, Dataset[tuple[Tensor, Tensor]]):
         annotations: the annotation file, relative to `data_dir`, where it is not in a usual place.
         images: folder of the images, likewise.
         max_left_out: share of images, and of annotations, that may be left out because something is wrong with them.
+        class_agnostic: all categories are one class, "object".
 
     Each element is (image float32 [3, H, W] in [0, 1], mask int64 [H, W]). In training H = W = size; in evaluation the
     right and lower edge are padded with black to multiples of 32. A mask has 0 for background, a label from 1, and 255
@@ -230,15 +244,17 @@ class CocoSegmentation(_Coco, Dataset[tuple[Tensor, Tensor]]):
         annotations: str | None = None,
         images: str | None = None,
         max_left_out: float = MAX_LEFT_OUT,
+        class_agnostic: bool = False,
     ) -> None:
         options = {"annotations": annotations, "images": images, "max_left_out": max_left_out}
-        super().__init__(data_dir, split, train, length, masks="semantic", **options)
-        self.class_names = ("background", *self.content.class_names)
+        super().__init__(data_dir, split, train, length, class_agnostic, masks="semantic", **options)
+        names = self.content.class_names
+        self.class_names = ("background", *((OBJECT,) if class_agnostic else names))
         if self.num_classes > IGNORED:
             raise InputError(f"there are {self.num_classes} classes with background, but a mask can have 255 at most")
         # Labels follow the ids of categories, the files' indices their order in the list.
-        self._labels = np.zeros(self.num_classes, np.uint8)
-        self._labels[np.array(self.content.positions) + 1] = np.arange(1, self.num_classes)
+        self._labels = np.zeros(len(names) + 1, np.uint8)
+        self._labels[np.array(self.content.positions) + 1] = 1 if class_agnostic else np.arange(1, len(names) + 1)
         self._augment = segmentation_training(size, IGNORED) if train else None
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -257,7 +273,7 @@ class CocoSegmentation(_Coco, Dataset[tuple[Tensor, Tensor]]):
             return read_semantic(self.content.semantic / mask_name(image.name), self._labels, image.size)
         assert objects.segmentations is not None
         of = self._of(row)
-        found = objects.boxes[of], objects.labels[of], objects.areas[of], objects.crowds[of]
+        found = objects.boxes[of], self.labels[of], objects.areas[of], objects.crowds[of]
         return draw_semantic(objects.segmentations[of], *found, image.size)
 
     @staticmethod
