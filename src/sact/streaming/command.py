@@ -24,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="efficientnet_lite2",
         help="folder, hub id, or packaged network; also a detector (%(default)s)",
     )
-    parser.add_argument("--format", default="npz", help="any of npz,png,overlay, with commas (%(default)s)")
+    parser.add_argument(
+        "--format", default="npz", help="of npz, png (heat map) and overlay, like npz,png (%(default)s)"
+    )
     parser.add_argument("--recursive", action="store_true", help="look into folders of folders, too")
     parser.add_argument(
         "--size", type=_size, help="shorter side in pixels, or own: as pictures are (default: as the model is used to)"
@@ -33,8 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="of a video, so many frames per second instead")
     parser.add_argument("--frames-per-file", type=int, default=100, metavar="N", help="of a video (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures of a size at a time (%(default)s)")
-    parser.add_argument("--tile-above", type=float, default=8.0, metavar="MP", help="megapixels (%(default)s)")
-    parser.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of a tile then (%(default)s)")
+    parser.add_argument(
+        "--tile-above", type=float, default=8.0, metavar="MP", help="megapixels from which on in tiles (%(default)s)"
+    )
+    parser.add_argument("--tile", type=int, default=1024, metavar="N", help="side of a tile in pixels (%(default)s)")
     parser.add_argument("--budget", type=float, help="mean share of the dense FLOPs (default: the network's own)")
     parser.add_argument("--cap", type=float, help="share of the dense FLOPs that no picture may exceed")
     parser.add_argument("--engine", default="auto", help="auto, masked, gather, native or triton (%(default)s)")
