@@ -14,6 +14,7 @@ from PIL import Image
 from sact.errors import InputError
 from sact.preprocessing import (
     display_image,
+    image_size,
     list_preprocessing,
     open_image,
     preprocess,
@@ -267,3 +268,16 @@ def test_missing_folder_and_limit(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     with pytest.raises(InputError, match="64x48 = 3072 pixels, more than the limit of 3000"):
         open_image(tmp_path / "a.png", max_pixels=3000)
+
+
+def test_size_and_orientation_without_decoding(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "turned.jpg", exif=exif)
+    picture().save(tmp_path / "plain.png")
+    assert image_size(tmp_path / "turned.jpg") == (64, 48, True)
+    assert image_size(tmp_path / "plain.png") == (64, 48, False)
+    assert open_image(tmp_path / "turned.jpg").size == (48, 64)
+    assert open_image(tmp_path / "turned.jpg", upright=False).size == (64, 48)
+    (tmp_path / "broken.png").write_bytes(b"none")
+    assert image_size(tmp_path / "broken.png") is None and image_size(tmp_path / "nowhere.png") is None
