@@ -1,18 +1,20 @@
 """Screenshots of the page of `sact serve`, for docs/app.md.
 
-    python examples/screenshots.py [--out docs/app] [--model scenes]
+    python examples/screenshots.py [--out docs/app] [--model scenes] [--found runs/composed/test]
 
 They are taken in the chromium (or google-chrome) of this machine through Playwright. On them are photographs of
-scikit-image that are in the public domain or CC0, and scenes made of these.
+scikit-image that are in the public domain or CC0, and scenes made of these; detectors and segmenters are shown with the
+first picture of the folder --found.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from sact.checkpoints import read_metadata
 from sact.data import create_dataset
 from sact.errors import InputError, require
 from sact.maps import save_png
+from sact.models.dense import DenseModel
 
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "astronaut.png")
 SIZE = {"width": 1320, "height": 860}
@@ -37,10 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Take the screenshots of docs/app.md.")
     parser.add_argument("--out", metavar="DIR", default="docs/app", help="folder of the pictures (%(default)s)")
     parser.add_argument("--model", action="append", help="folder, hub id or packaged network (default: all packaged)")
+    parser.add_argument("--found", metavar="DIR", help="photographs for detectors and segmenters (default: no picture)")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            take(options.model or sact.list_pretrained(), Path(options.out), Path(folder))
+            names = options.model or sact.list_pretrained()
+            dense = [name for name in names if isinstance(sact.from_pretrained(name), DenseModel)]
+            networks = [name for name in names if name not in dense]
+            if networks:
+                take(networks, Path(options.out), Path(folder))
+            if dense and options.found:
+                take_found(dense, Path(options.found), Path(options.out))
     except sact.SactError as error:
         print(f"screenshots: {error}", file=sys.stderr)
         return 2
@@ -48,17 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take(models: Sequence[str], out: Path, folder: Path) -> None:
-    """Take all three pictures; `folder` is for what is made on the way."""
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        raise InputError("there is no chromium or google-chrome here; install one, for instance: apt install chromium")
-    sync_api = require("playwright.sync_api", "dev")
+    """Take the three pictures of networks; `folder` is for what is made on the way."""
     shown = make_examples(folder)
     served = [calibrated(name, folder) for name in models]
-    with running(served, examples=shown) as (_, address), sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
-        page.goto(address)
+    with opened(served, shown) as page:
         is_scenes = (sact.from_pretrained(served[0]).preprocessing or {}).get("name") == "scenes"
         choose(page, shown, "scene 2.png" if is_scenes else "camera.png")
         save(page, out / "one.png")
@@ -71,6 +74,30 @@ def take(models: Sequence[str], out: Path, folder: Path) -> None:
         page.locator("#classify").click()
         page.wait_for_selector("#table tbody tr")
         save(page, out / "files.png")
+
+
+def take_found(models: Sequence[str], photographs: Path, out: Path) -> None:
+    """Take a picture of each of the tabs Detection and Segmentation that is there."""
+    with opened(models, photographs) as page:
+        for tab, where in (("Detection", "detect"), ("Segmentation", "segment")):
+            if page.get_by_role("tab", name=tab).count():
+                page.get_by_role("tab", name=tab).click()
+                page.wait_for_selector(f"#numbers-{where} .tile.time b:has-text('ms')")
+                save(page, out / f"{where}.png")
+
+
+@contextlib.contextmanager
+def opened(models: Sequence[str], shown: Path) -> Iterator[Any]:
+    """The page with these models and photographs in a browser."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        raise InputError("there is no chromium or google-chrome here; install one, for instance: apt install chromium")
+    sync_api = require("playwright.sync_api", "dev")
+    with running(models, examples=shown) as (_, address), sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page.goto(address)
+        yield page
         browser.close()
 
 

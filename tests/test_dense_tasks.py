@@ -121,6 +121,7 @@ def test_a_run(runs: dict[str, Path], composed_set: Path, task: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     metadata = sact.checkpoints.read_metadata(folder / "model")
     assert metadata["results"] == results
+    assert metadata["category_ids"] == [1, 2, 3]
     assert make_recipe(metadata["recipe"]) == recipe
     headline = {"detection": ("map", "map50", "map_large", "mar_100"), "segmentation": ("miou", "accuracy")}[task]
     assert all(results[name] is None or 0 <= results[name] <= 1 for name in headline)

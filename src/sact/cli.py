@@ -287,7 +287,7 @@ def _add_serve(verbs: Any) -> None:
         "--model",
         action="append",
         default=[],
-        help="folder, hub id, or packaged network; give it again for more (default: all packaged ones)",
+        help="folder, hub id, or packaged network, detector or segmenter; again for more (default: all packaged ones)",
     )
     serve.add_argument("--examples", metavar="DIR", help="folder of photographs to choose from (default: some at hand)")
     serve.add_argument("--host", default="127.0.0.1", help="address; the default is reached from this machine alone")
