@@ -177,7 +177,10 @@ class _Planner:
         """A residual unit that is in no block."""
         like = next(layer.parameters(), torch.zeros(()))
         x = torch.randn(1, self.channels, 8, 8, generator=torch.Generator().manual_seed(0)).to(like)
-        reading = read_unit(layer, x)
+        try:
+            reading = read_unit(layer, x)
+        except Undescribable as error:
+            raise Undescribable(f"{type(layer).__name__}, which is neither local nor a unit of such layers") from error
         self._add(self._reading_step(reading, type(layer).__name__))
 
     def _unit_step(self, unit: BaseUnit) -> Step:
