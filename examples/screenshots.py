@@ -97,6 +97,7 @@ def opened(models: Sequence[str], shown: Path) -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(address)
+        page.get_by_role("tab").first.wait_for()
         yield page
         browser.close()
 
