@@ -133,7 +133,7 @@ def test_lengths_by_name_and_batches(coco: Path) -> None:
         create_dataset("coco", "train", size=64, data_dir=coco)
     with pytest.raises(InputError, match="COCO cannot be downloaded"):
         create_dataset("coco", "train")
-    with pytest.raises(InputError, match=r"has no option scale; it has annotations, images, masks, max_left_out"):
+    with pytest.raises(InputError, match="has no option scale; it has annotations, class_agnostic, images, masks"):
         create_dataset("coco", "train", data_dir=coco, scale=2)
 
 
