@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from .adapt import adapt, restore
+from .adapt_detector import adapt_detector
 from .budget import Calibration
 from .calibration import calibrate
 from .checkpoints import from_pretrained, list_pretrained, push_to_hub, save_pretrained
@@ -51,6 +52,7 @@ __all__ = [
     "Segmenter",
     "TiledResult",
     "adapt",
+    "adapt_detector",
     "calibrate",
     "compile",
     "create_detector",

@@ -77,6 +77,8 @@ def adapt(
             f"sact.adapt takes somebody's network, a torch.nn.Module, but got {type(model).__name__}"
             + ("; it is adaptive already" if isinstance(model, nn.Module) else "")
         )
+    if any(kind.__name__ == "GeneralizedRCNN" for kind in type(model).__mro__):  # without importing torchvision
+        raise InputError(f"{type(model).__name__} is a detector, which takes lists of images; use sact.adapt_detector")
     if halting not in get_args(Halting):
         raise InputError(f'halting is "{halting}", but it must be one of "none", "act", "sact"')
     if output not in OUTPUT_RULES:

@@ -75,7 +75,7 @@ def model_card(model: Model, metadata: Mapping[str, Any], picture: str | None = 
     parts = [
         f"---\n{_front_matter(model, name, licence, metadata.get('dataset') or recipe.get('data'), results)}\n---",
         f"# {name}",
-        f"{_task(model)}. {METHODS[model.config.halting]} ([Figurnov et al., CVPR 2017]({PAPER})).",
+        f"{_task(model)}. {METHODS[extractor(model).config.halting]} ([Figurnov et al., CVPR 2017]({PAPER})).",
         str(metadata.get("description", "")).strip(),
         f"![Images and where the network worked on them]({picture})" if picture else "",
         f"## Use\n\n```python\n{_example(model)}```",
@@ -131,7 +131,7 @@ def _front_matter(model: Model, name: str, licence: Any, dataset: Any, results: 
     data = ModelCardData(
         library_name="sact",
         pipeline_tag=task,
-        tags=["sact", "adaptive-computation", *filter(None, [TAGS.get(model.config.halting)])],
+        tags=["sact", "adaptive-computation", *filter(None, [TAGS.get(extractor(model).config.halting)])],
         license=next((word for word in known[:1] if word in LICENCES), "other") if licence else None,
         model_name=name if measured else None,
         eval_results=measured or None,
@@ -148,8 +148,9 @@ def _hub_task(model: Model) -> str:
 def _name(model: Model) -> str:
     described = model.config.to_dict()
     kind = str(described.get("architecture") or described.get("family") or "network").split("/")[-1]
-    units = "-".join(str(len(block.units)) for block in extractor(model).blocks)
-    return f"{kind} {units} ({'plain' if model.config.halting == 'none' else model.config.halting.upper()})"
+    network = extractor(model)
+    units = "-".join(str(len(block.units)) for block in network.blocks)
+    return f"{kind} {units} ({'plain' if network.config.halting == 'none' else network.config.halting.upper()})"
 
 
 def _task(model: Model) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import CheckpointError, InputError
 from .models.dense import DenseModel, extractor, with_network
 from .models.detector import build_detector
-from .models.detector_config import DetectorConfig
+from .models.detector_config import AdaptedDetectorConfig, DetectorConfig
 from .models.registry import check_config
 from .models.segmenter import SegmenterConfig, build_segmenter
 from .scores import Halting
@@ -19,7 +19,16 @@ DENSE_FAMILIES = ("faster_rcnn", "segmenter")
 
 
 def tensors_of_dense(model: DenseModel) -> dict[str, Tensor]:
-    """What is saved: all tensors, by their names in a model that is not compiled."""
+    """What is saved: all tensors, by their names in a model that is not compiled.
+
+    Raises:
+        CheckpointError: the model is an adapted one, of which it is not known who builds it.
+    """
+    if isinstance(model.config, AdaptedDetectorConfig):
+        raise CheckpointError(
+            "an adapted detector cannot be saved by itself; save model.state_dict(), and load it into what "
+            "sact.adapt_detector makes of the same detector"
+        )
     return dict(with_network(model, extractor(model)).state_dict())
 
 

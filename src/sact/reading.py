@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .layers import SameConv2d
 from .trials import TO_LAST, Undescribable, check_unit, does_nothing, evaluating, is_global
-from .units import ChannelsLast, Description, LinearConv, Scale, describe
+from .units import ChannelsLast, Description, FrozenNorm, LinearConv, Scale, describe
 
 TO_FIRST = (0, 3, 1, 2)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -235,6 +235,8 @@ def _layers(module: nn.Module, nodes: list[torch.fx.Node], channels: int, idle: 
             after = getattr(layer, "act", None)  # timm keeps a norm and its activation in one module
             if isinstance(after, nn.Module) and not isinstance(after, nn.Identity):
                 layers.append(_out_of_place(after))
+        elif type(layer).__name__ == "FrozenBatchNorm2d" and not last:
+            layers.append(FrozenNorm(layer))
         elif isinstance(layer, (Scale, *_POOLS)):
             layers.append(layer)
         elif does_nothing(layer, channels, last):

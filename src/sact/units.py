@@ -37,6 +37,32 @@ class LinearConv(nn.Conv2d):
         return super().__getattr__(name)
 
 
+class FrozenNorm(nn.BatchNorm2d):
+    """A norm of torchvision's detectors that never trains, as the batch norm that it is; its numbers are its own.
+
+    Args:
+        norm: with `weight`, `bias`, `running_mean` and `running_var`, each [C], as buffers, and `eps`.
+    """
+
+    _THEIRS = ("weight", "bias", "running_mean", "running_var", "eps")
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(len(norm.weight), device="meta")
+        for name in self._THEIRS:
+            delattr(self, name)
+        self.norm = norm
+        self.training = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._THEIRS and "norm" in self._modules:
+            return getattr(self.norm, name)
+        return super().__getattr__(name)
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        """It stays in evaluation mode."""
+        return self
+
+
 class Scale(nn.Module):
     """A factor per channel that another module holds (layer scale).
 

@@ -78,7 +78,7 @@ class DenseModel(nn.Module):
         is_dense = isinstance(source, DenseModel)
         theirs = source.classifier_weights() if isinstance(source, DenseModel) else dict(network.state_dict())
         ours = self.classifier_weights()
-        if network.config.halting != self.config.halting:
+        if network.config.halting != extractor(self).config.halting:
             theirs, ours = _without_scores(theirs), _without_scores(ours)
         _check_start(theirs, ours)
         _tell_pixels(source if is_dense else network, self.config)

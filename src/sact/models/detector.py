@@ -16,7 +16,7 @@ from ..ponder import Ponder
 from ..scores import Halting
 from .adaptive import AdaptiveNetwork
 from .dense import DenseModel
-from .detector_config import DetectorConfig, Form, check_names, make_detector_config
+from .detector_config import AdaptedDetectorConfig, DetectorConfig, Form, check_names, make_detector_config
 from .registry import build, make_config
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ROI_SIZE = 14
 
 
 class Detector(DenseModel):
-    """Faster R-CNN whose extractor may halt; made by `sact.create_detector`.
+    """Faster R-CNN whose extractor may halt; made by `sact.create_detector` or `sact.adapt_detector`.
 
     Args:
         config: what this is.
@@ -47,14 +47,14 @@ class Detector(DenseModel):
         class_names: names of the classes; label l is `class_names[l - 1]`.
     """
 
-    config: DetectorConfig
+    config: DetectorConfig | AdaptedDetectorConfig
     roi_heads: RoIHeads
     rpn: RegionProposalNetwork
     transform: GeneralizedRCNNTransform
 
     def __init__(
         self,
-        config: DetectorConfig,
+        config: DetectorConfig | AdaptedDetectorConfig,
         network: AdaptiveNetwork,
         transform: GeneralizedRCNNTransform,
         neck: nn.Module,
@@ -108,7 +108,7 @@ class Detector(DenseModel):
     def classifier_weights(self) -> dict[str, Tensor]:
         """As `DenseModel.classifier_weights`; the box head of "c4" is the network's last block and head."""
         weights = super().classifier_weights()
-        if self.config.form == "c4":
+        if isinstance(self.config, DetectorConfig) and self.config.form == "c4":
             head = self.roi_heads.box_head.state_dict(keep_vars=True)
             last = len(self.config.backbone.units) - 1
             weights |= {name.replace("block.", f"blocks.{last}.", 1): tensor for name, tensor in head.items()}

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import InputError
 from ..scores import Halting
+from .adapted import AdaptedConfig
 from .network import NetworkConfig
 from .registry import config_from_dict, is_count
 
@@ -134,6 +135,38 @@ class DetectorConfig:
         if not isinstance(backbone, dict) or given.pop("family", None) != "faster_rcnn":
             raise InputError("the configuration does not describe a detector of this version")
         return make_detector_config(config_from_dict(backbone), given)
+
+
+@dataclass(frozen=True)
+class AdaptedDetectorConfig:
+    """What a detector of torchvision is whose extractor was adapted; its options are in its parts.
+
+    Attributes:
+        backbone: the extractor.
+        num_classes: classes of objects, without the background.
+        image_mean: subtracted from pixels in [0, 1].
+        image_std: they are divided by these.
+    """
+
+    backbone: AdaptedConfig
+    num_classes: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    family: str = "faster_rcnn"
+
+    @property
+    def halting(self) -> Halting:
+        """The extractor's, when it was adapted."""
+        return self.backbone.halting
+
+    @property
+    def eps(self) -> float:
+        """The extractor's."""
+        return self.backbone.eps
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self) | {"backbone": self.backbone.to_dict()}
 
 
 def make_detector_config(backbone: NetworkConfig, options: Mapping[str, Any]) -> DetectorConfig:
