@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,14 +32,28 @@ SIZES = ((70, 90), (100, 60))
 
 def tiny_detector(halting: Any = "sact", form: Any = "fpn", **options: Any) -> sact.Detector:
     """For three classes, in evaluation mode; seeded."""
-    torch.manual_seed(0)
-    return varied(sact.create_detector("resnet", 3, halting, form, **(TINY | SMALL_BOXES | options))).eval()
+    return deepcopy(_detector(halting, form, _hashable(SMALL_BOXES | options)))
 
 
 def tiny_segmenter(halting: Any = "sact", head: Any = "fcn", **options: Any) -> sact.Segmenter:
     """For four classes, in evaluation mode; seeded."""
+    return deepcopy(_segmenter(halting, head, _hashable(options)))
+
+
+@cache
+def _detector(halting: Any, form: Any, options: tuple[tuple[str, Any], ...]) -> sact.Detector:
     torch.manual_seed(0)
-    return varied(sact.create_segmenter("resnet", 4, halting, head, **(TINY | options))).eval()
+    return varied(sact.create_detector("resnet", 3, halting, form, **(TINY | dict(options)))).eval()
+
+
+@cache
+def _segmenter(halting: Any, head: Any, options: tuple[tuple[str, Any], ...]) -> sact.Segmenter:
+    torch.manual_seed(0)
+    return varied(sact.create_segmenter("resnet", 4, halting, head, **(TINY | dict(options)))).eval()
+
+
+def _hashable(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in options.items())
 
 
 def two_images() -> list[Tensor]:
