@@ -77,7 +77,8 @@ def contestants(models: dict[str, Any], full: str, shape: Sequence[int]) -> list
     found = []
     plain = models[full]
     for name in PEERS:
-        found.append(Contestant(full, name, with_network(plain, InRuntime(name, plain.network, images, threads))))
+        runtime: Any = InRuntime(name, plain.network, images, threads)
+        found.append(Contestant(full, name, with_network(plain, runtime)))
     for name, model in models.items():
         fast = sact.compile(model.network, freeze=True)
         found.append(Contestant(name, fast.engine, with_network(model, fast)))

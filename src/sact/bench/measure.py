@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..compiled import compile
-from ..engines import ENGINES
+from ..engines import ENGINES, Engine
 from ..errors import InputError, MissingExtraError
 from ..models import AdaptiveNetwork
 from ..ponder import Ponder
@@ -201,7 +201,7 @@ def _prepare_engine(
     for block in network.blocks:
         block.forced_units = None
     # As the peers, none of which looks whether weights have changed.
-    fast = compile(network, engine, freeze=True)  # type: ignore[arg-type]  # `_check` has seen to it
+    fast = compile(network, cast(Engine, engine), freeze=True)  # `_check` has seen to it
     found = []
     for forcing, units in wanted or [(None, None)]:
 
