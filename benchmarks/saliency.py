@@ -1,15 +1,18 @@
 """Ponder maps against fixations drawn inside the objects of composed images.
 
-    python benchmarks/saliency.py --composed runs/composed --model runs/composed_detection_sact/model [--model ...]
+    python benchmarks/saliency.py --composed runs/composed --model runs/dense/detection/sact-0.01/model [--model ...]
+    python benchmarks/saliency.py --composed runs/composed-garments --model scenes --size 128 \\
+        --folder runs/saliency-garments --block garments --picture docs/saliency.png
 
 Makes a fixation set in cat2000's layout of the composed test images (kept in --folder), evaluates every model on it as
-`sact saliency` does, and writes docs/saliency.png of the first model and the tables of docs/saliency.md. A minute per
-model and core.
+`sact saliency` does, and writes the tables of a block of docs/saliency.md, and a picture of the first model. A minute
+per model and core. docs/saliency.md says how the images are made.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from sact.saliency.object_fixations import make_fixation_set
 from sact.saliency.ponder_maps import ponder_mapper
 from sact.saliency.report import markdown_categories, markdown_table
 
-PAGE, PICTURE = ROOT / "docs" / "saliency.md", ROOT / "docs" / "saliency.png"
+PAGE = ROOT / "docs" / "saliency.md"
 
 
 def main() -> None:
@@ -38,6 +41,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "saliency", help="of the fixation set")
     parser.add_argument("--size", type=int, help="longer side of images (default: as sact saliency does)")
     parser.add_argument("--limit", type=int, help="use this many images")
+    parser.add_argument("--block", default="saliency", help="of the page, to be filled (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="a file for the first model's")
     options = parser.parse_args()
     if not (options.folder / "trainSet").exists():
         make_fixation_set(options.composed, options.folder)
@@ -45,7 +50,7 @@ def main() -> None:
     parts = [measure(name, fixations, options, index == 0) for index, name in enumerate(options.model)]
     now = conditions(1)
     made = f"{now['date']}, {now['processor']}, PyTorch {now['versions']['torch']}"
-    fill(PAGE, "saliency", "\n\n".join([*parts, f"`python benchmarks/saliency.py {arguments(options)}`, {made}."]))
+    fill(PAGE, options.block, "\n\n".join([*parts, f"`python benchmarks/saliency.py {arguments(options)}`, {made}."]))
 
 
 def measure(name: str, fixations: FixationSet, options: argparse.Namespace, shown: bool) -> str:
@@ -55,8 +60,8 @@ def measure(name: str, fixations: FixationSet, options: argparse.Namespace, show
     file = "-".join(Path(name).parts[-2:])
     write_json(options.folder / f"{file}.json", {"model": name} | results)
     write_csv(options.folder / f"{file}.csv", evaluation.rows)
-    if shown:
-        save_png(figure(evaluation.shown, "Each map has its own scale."), PICTURE)
+    if shown and options.picture:
+        save_png(figure(evaluation.shown, "Looked: positions drawn on the objects. Each map has its own scale."), options.picture)
     return "\n\n".join([heading(name, results), markdown_table(evaluation.rows), markdown_categories(evaluation.rows)])
 
 
@@ -72,9 +77,10 @@ def heading(name: str, results: dict[str, Any]) -> str:
 
 def arguments(options: argparse.Namespace) -> str:
     """What repeats this run."""
-    others = [(name, getattr(options, name)) for name in ("size", "limit")]
+    others = [(name, getattr(options, name)) for name in ("composed", "size", "limit", "folder", "block", "picture")]
     given = [("model", name) for name in options.model] + [(name, value) for name, value in others if value]
-    return " ".join(f"--{name} {value}" for name, value in given)
+    shown = [(name, os.path.relpath(value, ROOT) if isinstance(value, Path) else value) for name, value in given]
+    return " ".join(f"--{name} {value}" for name, value in shown)
 
 
 if __name__ == "__main__":
