@@ -22,7 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from sact.data import CocoDetection, CocoSegmentation, check_coco, create_dataset
 from sact.data.coco_layout import find_annotations
-from sact.data.coco_masks import draw_semantic, read_segmentation
+from sact.data.coco_masks import draw_mask, draw_semantic, read_segmentation
 from sact.data.coco_report import FATAL, KINDS, LEFT_OUT
 from sact.errors import InputError
 
@@ -182,6 +182,14 @@ def test_overlaps_crowds_and_missing_segmentations() -> None:
     assert classes[0].tolist() == [1] * 4 + [255] * 4 + [0] * 2
 
 
+def test_polygons_that_stick_out_keep_their_edges() -> None:
+    """A triangle whose third corner lies 100 pixels left of the image; positions are inside if their centres are."""
+    mask = draw_mask(read_segmentation([[10, 10, 10, 50, -100, 30]], width=64, height=64), width=64, height=64)
+    y, x = np.mgrid[:64, :64] + 0.5
+    expected = (x < 10) & (np.abs(y - 30) < 20 * (x + 100) / 110)
+    assert mask.sum() == 382 and np.array_equal(mask, expected)
+
+
 def test_training_crops(coco: Path) -> None:
     data = create_dataset("coco_segmentation", "train", data_dir=coco, size=64, train=True)
     seen = set()
@@ -227,7 +235,7 @@ def test_semantic_files_count_by_the_order_of_categories(tmp_path: Path) -> None
     "segmentation",
     [
         None, 7, [], [[]], {}, [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, float("nan")]],
-        [[0, 0, 1e300, 0, 1, 1]], [["a"] * 6], [10**400] * 6, [[1, 2, 3, 4, 5, 6], [1]],
+        [[0, 0, 1e300, 0, 1, 1]], [[0, 0, 50, 0, 1, 1]], [["a"] * 6], [10**400] * 6, [[1, 2, 3, 4, 5, 6], [1]],
         {"size": [4, 5], "counts": [10, 11]}, {"size": [4, 5], "counts": [30, -10]},
         {"size": [4, 5], "counts": [19.5, 0.5]}, {"size": [5, 4], "counts": [20]}, {"size": [4, 5], "counts": ["a"]},
         {"size": [4, 5], "counts": None}, {"size": [4, 5], "counts": "zzzzzz"}, {"size": [4, 5], "counts": ""},

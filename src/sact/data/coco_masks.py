@@ -14,7 +14,8 @@ from ..errors import InputError, require
 
 IGNORED = 255
 """Class index of positions without a known class; losses and measures leave them out."""
-_FARTHEST = 1e6
+_FARTHEST = 10
+"""So many times the image's longer side corners may lie away: the time of drawing grows with the edges."""
 _UNUSABLE = (ValueError, TypeError, OverflowError, RuntimeError)
 
 Segmentation = list[NDArray[np.float32]] | dict[str, Any]
@@ -34,8 +35,8 @@ def read_segmentation(value: object, width: int, height: int) -> Segmentation | 
         height: of the image in pixels.
 
     Returns:
-        None where it is missing, has no polygon of three corners, has numbers that are not finite or runs that do not
-        fill the image.
+        None where it is missing, has no polygon of three corners, has numbers that are not finite, corners ten times
+        the image's longer side away from it, or runs that do not fill the image.
     """
     try:
         if isinstance(value, dict):
@@ -49,12 +50,12 @@ def _read_polygons(value: object, width: int, height: int) -> Segmentation | Non
     if not isinstance(value, list) or not value:
         return None
     polygons = []
+    farthest = _FARTHEST * max(width, height)
     for each in value:
         corners = np.asarray(each, dtype=np.float64)
-        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < _FARTHEST).all():
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not (np.abs(corners) < farthest).all():
             return None
-        # Outside there is nothing to draw, and the time of drawing grows with the length of the edges.
-        polygons.append(np.clip(corners.reshape(-1, 2), 0, (width, height)).astype(np.float32).ravel())
+        polygons.append(corners.astype(np.float32))
     return polygons
 
 
