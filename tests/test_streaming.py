@@ -373,6 +373,19 @@ def test_arrays(network: sact.Network, tmp_path: Path, monkeypatch: pytest.Monke
     assert report.pictures == 3
 
 
+@pytest.mark.parametrize("kind", ["palette", "miniswhite", "cielab", "ycbcr"])
+def test_tiffs_of_other_colours_are_refused(tmp_path: Path, kind: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels, options = draw(40, 30), {}
+    if kind in ("palette", "miniswhite"):
+        pixels = pixels[..., 0]
+    if kind == "palette":
+        options["colormap"] = np.zeros((3, 256), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, **options)
+    with pytest.raises(sact.InputError, match=rf"a\.tif are of the kind {kind.upper()}, .*; convert it to RGB"):
+        array_size(tmp_path / "a.tif")
+
+
 def test_arrays_are_reduced_by_rows(network: sact.Network, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (47, 91, 3), dtype=np.uint8)
     small = np.asarray(reduced(pixels, 5))

@@ -16,12 +16,15 @@ from ..errors import InputError, SactError, require
 
 Pixels = NDArray[np.uint8]
 
+_JPEG = (6, 7, 33007, 34892)
+"""TIFF's compressions whose YCbCr is unpacked to RGB."""
+
 
 def array_size(path: Path) -> tuple[int, int]:
     """(height, width) of the picture in a file, without reading its pixels.
 
     Raises:
-        InputError: the file is damaged, or holds something else than a grey or RGB picture of 8 bits.
+        InputError: the file is damaged, or holds something else than a grey (0 is black) or RGB picture of 8 bits.
     """
     with _reading(path):
         if path.suffix.lower() == ".npy":
@@ -29,6 +32,9 @@ def array_size(path: Path) -> tuple[int, int]:
             return _check(path, facts.shape, facts.dtype)
         with require("tifffile", "tasks").TiffFile(path) as file:
             page = file.pages[0]
+            kind = getattr(page.photometric, "name", str(page.photometric))
+            if kind not in ("MINISBLACK", "RGB") and not (kind == "YCBCR" and page.compression in _JPEG):
+                raise InputError(f"the pixels of {path} are of the kind {kind}, not grey or RGB; convert it to RGB")
             return _check(path, page.shape, page.dtype)
 
 
