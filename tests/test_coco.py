@@ -444,9 +444,20 @@ def test_rounding_is_no_problem(tmp_path: Path) -> None:
     assert not data.problems.counts and data[1][1]["boxes"][0, 2:].tolist() == [40.0, 30.0]
 
 
-def test_boxes_too_thin_for_float32_are_left_out(tmp_path: Path) -> None:
-    write_small(tmp_path, edit("annotations", 1, bbox=[30.0, 5, 1e-7, 5]))
-    assert read(tmp_path).problems.counts == {"outside": 1} and len(read(tmp_path)[1][1]["boxes"]) == 0
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ([30.0, 5, 1e-7, 5], "zero_area"),
+        ([0.0, 5, 1e-6, 5], "zero_area"),  # vanishes when it is reflected to 40
+        ([39.999, 5, 5, 5], "outside"),
+        ([30.0, 5, 0.02, 5], None),
+    ],
+)
+def test_boxes_too_thin_for_float32_are_left_out(tmp_path: Path, box: list[float], kind: str | None) -> None:
+    write_small(tmp_path, edit("annotations", 1, bbox=box))
+    data = read(tmp_path)
+    counts = {name: count for name, count in data.problems.counts.items() if name != "sticks_out"}
+    assert counts == ({kind: 1} if kind else {}) and len(data[1][1]["boxes"]) == (0 if kind else 1)
 
 
 def test_only_a_small_share_is_left_out(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from .coco_report import Report
 _FIELDS = {"image_id": is_id, "category_id": is_id, "iscrowd": is_flag}
 _ROUNDING = 1.0
 """Pixels by which published boxes stick out by rounding; clipped without a word."""
+_THINNEST = 1e-2
+"""Pixels of a side below which a box has no area: in float32, reflected or scaled, it may vanish."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,9 @@ def _inside(
     limits = np.concatenate([sizes, sizes], axis=1)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     clipped = np.clip(corners, 0, limits)
-    # In float32, in which boxes are used, a side must not vanish either.
-    sides = (clipped[:, 2:].astype(np.float32) - clipped[:, :2].astype(np.float32)).min(axis=1, initial=np.inf)
-    zero = boxes[:, 2:].min(axis=1, initial=np.inf) <= 0
-    outside = ~zero & (sides <= 0)
+    sides = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf)
+    zero = boxes[:, 2:].min(axis=1, initial=np.inf) < _THINNEST
+    outside = ~zero & (sides < _THINNEST)
     beyond = ~zero & ~outside & (np.abs(corners - clipped).max(axis=1, initial=0) > _ROUNDING)
     for kind, which in (("zero_area", zero), ("outside", outside), ("sticks_out", beyond)):
         for row in np.flatnonzero(which):
