@@ -266,6 +266,25 @@ def test_variants_of_a_cut_out_stay_together(sources: Path) -> None:
         split_cutouts(cutouts, ["stars"], 1)
 
 
+def test_a_cut_out_is_used_in_one_category_alone() -> None:
+    """Else it could fall into two splits: two in `b` are those of `a`, one of them mirrored, and one in `c`."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 6, 6, 4), np.uint8)
+    pictures = list(noise.repeat(8, 1).repeat(8, 2))
+    for picture in pictures:
+        picture[..., 3] = 255
+    of = {"a": pictures[:4], "b": [pictures[0][:, ::-1], pictures[1], *pictures[4:7]], "c": [pictures[3]]}
+    cutouts = [Cutout(f"{name}/{n}.png", name, one) for name, members in of.items() for n, one in enumerate(members)]
+    divided, left_out = split_cutouts(cutouts, None, 3)
+    used = [cutout.name for of_split in divided.values() for members in of_split.values() for cutout in members]
+    assert sorted(used) == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/2.png", "b/3.png", "b/4.png"]
+    assert set(left_out) == {"b/0.png", "b/1.png", "c"}
+    assert left_out["b/0.png"] == "a variant of 'a/0.png', which is of another category"
+    with pytest.raises(InputError, match="'c' has 0 different usable cut-outs, but 3 are needed"):
+        split_cutouts(cutouts, ["a", "c"], 3)
+    with pytest.raises(InputError, match="'b' has 3 different usable cut-outs, but 4 are needed"):
+        split_cutouts(cutouts, ["a", "b"], 4)
+
+
 def test_light_and_dark_backgrounds_stay_together(tmp_path: Path) -> None:
     write_backgrounds(tmp_path, count=8)
     for number in range(4):  # pairs of pictures that differ, whose names say that they belong together

@@ -183,7 +183,8 @@ def split_cutouts(
 ) -> tuple[dict[str, Cutouts], dict[str, str]]:
     """Divide cut-outs among train, val and test by a hash of their names, each category by itself.
 
-    Variants of one picture (see `group_variants`) go to the same split.
+    Variants of one picture (see `group_variants`) go to the same split; where they are of several categories, those of
+    the first alone are used.
 
     Args:
         cutouts: all there are.
@@ -192,16 +193,16 @@ def split_cutouts(
 
     Returns:
         "train", "val" and "test" -> category -> cut-outs; every category is in each, about 60, 15 and 25 %. And
-        category -> reason of those left out.
+        category or cut-out -> reason of those left out.
 
     Raises:
         InputError: a category that is asked for, or every one, has too few cut-outs.
     """
-    by_category: dict[str, list[Cutout]] = defaultdict(list)
-    for cutout in cutouts:
-        by_category[cutout.category].append(cutout)
-    groups = {name: group_variants(by_category[name]) for name in sorted(by_category)}
     needed = max(at_least, len(SPLITS))
+    groups = _groups_by_category(cutouts)
+    used = categories or [name for name in groups if len(groups[name]) >= needed]
+    once, twins = _in_one_category([cutout for cutout in cutouts if cutout.category in used])
+    groups |= {name: [] for name in used} | _groups_by_category(once)
     enough = [name for name in groups if len(groups[name]) >= needed]
     _check_enough(categories, enough, {name: len(members) for name, members in groups.items()}, needed)
     divided: dict[str, Cutouts] = {split: {} for split in SPLITS}
@@ -213,7 +214,23 @@ def split_cutouts(
             members = [cutout for leader in names for cutout in leaders[leader]]
             divided[split][name] = sorted(members, key=lambda cutout: cutout.name)
     reason = f"a category of fewer than {needed} different usable cut-outs"
-    return divided, {name: reason for name in groups if name not in divided["train"]}
+    return divided, {name: reason for name in groups if name not in divided["train"]} | twins
+
+
+def _groups_by_category(cutouts: Sequence[Cutout]) -> dict[str, list[list[Cutout]]]:
+    by_category: dict[str, list[Cutout]] = defaultdict(list)
+    for cutout in cutouts:
+        by_category[cutout.category].append(cutout)
+    return {name: group_variants(by_category[name]) for name in sorted(by_category)}
+
+
+def _in_one_category(cutouts: Sequence[Cutout]) -> tuple[list[Cutout], dict[str, str]]:
+    """Those that are no variants of a cut-out of an earlier category, and name -> reason of the others."""
+    twins = {}
+    for first, *others in group_variants(cutouts):
+        reason = f"a variant of {first.name!r}, which is of another category"
+        twins |= {other.name: reason for other in others if other.category != first.category}
+    return [cutout for cutout in cutouts if cutout.name not in twins], twins
 
 
 def _check_enough(categories: Sequence[str] | None, enough: list[str], counts: dict[str, int], needed: int) -> None:
