@@ -226,7 +226,7 @@ def _groups_by_category(cutouts: Sequence[Cutout]) -> dict[str, list[list[Cutout
 
 def _in_one_category(cutouts: Sequence[Cutout]) -> tuple[list[Cutout], dict[str, str]]:
     """Those that are no variants of a cut-out of an earlier category, and name -> reason of the others."""
-    twins = {}
+    twins: dict[str, str] = {}
     for first, *others in group_variants(cutouts):
         reason = f"a variant of {first.name!r}, which is of another category"
         twins |= {other.name: reason for other in others if other.category != first.category}
