@@ -407,6 +407,17 @@ def test_each_problem_is_named_and_dealt_with(
     }[KINDS[kind].section]
 
 
+def test_names_of_classes_differ(tmp_path: Path) -> None:
+    """In the order of ids, whatever that of the list; the background has a name as well."""
+    names = ["cat", "dog", "cat", "cat", "cat (2)", "background"]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    write_small(tmp_path, lambda content: content.update(categories=categories[::-1]))
+    expected = ("cat", "dog", "cat (3)", "cat (4)", "cat (2)", "background")
+    assert read(tmp_path).class_names == expected
+    with pytest.warns(UserWarning, match="kept as two classes"):
+        assert CocoSegmentation(tmp_path).class_names == ("background", *expected[:-1], "background (2)")
+
+
 def test_every_kind_of_problem_is_tested_and_documented() -> None:
     elsewhere = {"not_json", "missing_mask", "too_few_images", "too_few_annotations"}
     assert {kind for kind, _, _ in CASES} | elsewhere == set(KINDS)

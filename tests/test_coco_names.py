@@ -38,6 +38,15 @@ def test_ids(tmp_path: Path) -> None:
     assert names.category_ids(None, [3, 4]) == [3, 4]
 
 
+def test_categories_of_one_name(tmp_path: Path) -> None:
+    """Which of two is meant is not known; other names are not concerned."""
+    categories = [{"id": number, "name": name} for number, name in ((1, "x"), (2, "x"), (3, "y"))]
+    names = CocoNames.read(write(tmp_path, categories=categories), [])
+    assert names.category_ids(["x", "x"], [1, 2]) == [1, 2]
+    assert names.category_ids(["x", "y"], None) is None
+    assert names.category_ids(["y"], [7]) == [3]
+
+
 def test_images_as_they_were_annotated(tmp_path: Path) -> None:
     """Stored lying with 9 x 5 pixels, upright 5 x 9."""
     exif = Image.Exif()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ class CocoNames:
     Attributes:
         file: the annotation file.
         entries: what it says of each image.
-        categories: ids by name; of a name that is there twice the last one.
+        categories: ids by name, of names that are there once.
     """
 
     file: Path
@@ -50,10 +51,11 @@ class CocoNames:
         for entry in read_images(images, Report(file)):
             listed.setdefault(PurePosixPath(entry.name).name, []).append(entry)
         good = [entry for entry in categories if not wrong_field(entry, {"id": is_id, "name": is_name})]
+        often = Counter(entry["name"] for entry in good)
         return cls(
             file,
             {path: _entry(path, listed.get(path.name, []), file) for path in paths},
-            {entry["name"]: entry["id"] for entry in good},
+            {entry["name"]: entry["id"] for entry in good if often[entry["name"]] == 1},
         )
 
     @property
@@ -62,7 +64,7 @@ class CocoNames:
         return {path: entry.id for path, entry in self.entries.items()}
 
     def category_ids(self, class_names: Sequence[str] | None, recorded: Sequence[int] | None) -> Sequence[int] | None:
-        """The ids of a model's classes: by name where the file has all of them, else the recorded ones."""
+        """The ids of a model's classes: by name where the file has each of them once, else the recorded ones."""
         if class_names and all(name in self.categories for name in class_names):
             return [self.categories[name] for name in class_names]
         return recorded

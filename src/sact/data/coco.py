@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError, require
 from ..preprocessing import open_image
-from .coco_check import MAX_LEFT_OUT, CocoFile, read_coco
+from .coco_check import MAX_LEFT_OUT, CocoFile, read_coco, told_apart
 from .coco_images import mask_name
 from .coco_masks import IGNORED, draw_mask, draw_semantic, read_semantic
 from .coco_report import Report
@@ -249,7 +249,7 @@ class CocoSegmentation(_Coco, Dataset[tuple[Tensor, Tensor]]):
         options = {"annotations": annotations, "images": images, "max_left_out": max_left_out}
         super().__init__(data_dir, split, train, length, class_agnostic, masks="semantic", **options)
         names = self.content.class_names
-        self.class_names = ("background", *((OBJECT,) if class_agnostic else names))
+        self.class_names = tuple(told_apart(["background", *((OBJECT,) if class_agnostic else names)]))
         if self.num_classes > IGNORED:
             raise InputError(f"there are {self.num_classes} classes with background, but a mask can have 255 at most")
         # Labels follow the ids of categories, the files' indices their order in the list.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class CocoFile:
         report: what was found wrong.
         folder: of the images.
         semantic: folder of the semantic masks; None if there is none or it was not asked for.
-        class_names: in the order of the categories' ids; a label is the position here + 1.
+        class_names: in the order of the categories' ids, see `told_apart`; a label is the position here + 1.
         category_ids: of the classes.
         positions: of the classes in the file's own list of categories, from 0.
         images: the M images that are used.
@@ -188,4 +188,18 @@ def _read_categories(entries: list[Any], report: Report) -> list[tuple[int, str,
             found[entry["id"]] = entry["name"], index
     if not entries:
         report.add("bad_category", "categories", None, "none are listed")
-    return [(number, *found[number]) for number in sorted(found)]
+    numbers = sorted(found)
+    names = told_apart([found[number][0] for number in numbers])
+    return [(number, name, found[number][1]) for number, name in zip(numbers, names, strict=True)]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names; of equal ones all but the first with a number behind: "cat", "cat (2)"."""
+    apart: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique in apart or (number > 1 and unique in names):
+            number += 1
+            unique = f"{name} ({number})"
+        apart.append(unique)
+    return apart
