@@ -47,6 +47,11 @@ def test_categories_of_one_name(tmp_path: Path) -> None:
     assert names.category_ids(["y"], [7]) == [3]
 
 
+def test_two_images_of_one_entry(tmp_path: Path) -> None:
+    with pytest.raises(sact.InputError, match=r"x/a\.png and y/a\.png are both 'a\.png' in .*instances\.json"):
+        CocoNames.read(write(tmp_path), [Path("x/a.png"), Path("y/a.png")])
+
+
 def test_images_as_they_were_annotated(tmp_path: Path) -> None:
     """Stored lying with 9 x 5 pixels, upright 5 x 9."""
     exif = Image.Exif()

@@ -37,7 +37,8 @@ class CocoNames:
         """Find images in an annotation file by their file names.
 
         Raises:
-            InputError: the file cannot be read, is in another format, or does not list one of the images just once.
+            InputError: the file cannot be read, is in another format, or does not list one of the images just once,
+                or two images are the same one of the file.
         """
         file = Path(file)
         try:
@@ -52,9 +53,11 @@ class CocoNames:
             listed.setdefault(PurePosixPath(entry.name).name, []).append(entry)
         good = [entry for entry in categories if not wrong_field(entry, {"id": is_id, "name": is_name})]
         often = Counter(entry["name"] for entry in good)
+        entries = {path: _entry(path, listed.get(path.name, []), file) for path in paths}
+        _check_each_once(entries, file)
         return cls(
             file,
-            {path: _entry(path, listed.get(path.name, []), file) for path in paths},
+            entries,
             {entry["name"]: entry["id"] for entry in good if often[entry["name"]] == 1},
         )
 
@@ -94,6 +97,16 @@ def _lists(content: Any, file: Path) -> tuple[list[Any], list[Any]]:
             raise InputError(f"the annotations {file} have no list of {section}; give a file in COCO's format")
         found.append(entries)
     return found[0], found[1]
+
+
+def _check_each_once(entries: dict[Path, Entry], file: Path) -> None:
+    first: dict[int, Path] = {}
+    for path, entry in entries.items():
+        other = first.setdefault(entry.position, path)
+        if other is not path:
+            raise InputError(
+                f"the images {other} and {path} are both {entry.name!r} in {file}; leave one out or name folders there"
+            )
 
 
 def _entry(path: Path, listed: Sequence[Entry], file: Path) -> Entry:
