@@ -29,7 +29,7 @@ def _headline(results: dict[str, Any]) -> str:
     if "top1" in results:
         return f"top-1 {results['top1']:.2%}   top-5 {results['top5']:.2%}"
     if "miou" in results:
-        return f"mean IoU {results['miou']:.2%}   pixels {results['accuracy']:.2%}"
+        return f"mean IoU {_percent(results['miou'])}   pixels {_percent(results['accuracy'])}"
     names = {"mAP": "map", "at 0.5": "map50", "at 0.75": "map75"}
     names |= {f"{size} objects": f"map_{size}" for size in ("small", "medium", "large")}
     return "   ".join(f"{name} {_percent(results[key])}" for name, key in names.items())

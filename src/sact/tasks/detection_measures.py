@@ -108,7 +108,7 @@ class ExtractorStatistics(PonderStatistics):
 
     - `share` and `share_std`: mean and standard deviation over images of FLOPs relative to the plain extractor's on
       that image;
-    - `cost`: of the network, mean over images, without the padding;
+    - `cost`: of the network, mean over images, without the padding where that is known (`PaddedPonder`);
     - `ponder_inside`, `ponder_outside`: mean of the ponder cost map over the pixels inside any box, and outside all;
       means over the images that have both. None in a plain network.
     """

@@ -89,7 +89,8 @@ def measure(run: Segmenter, batch: Batch, measures: SegmentationMeasures) -> Non
 
 def headlines(results: dict[str, Any]) -> dict[str, float]:
     """Mean intersection over union, and the share of right pixels."""
-    return {"miou": results["miou"], "acc": results["accuracy"]}
+    names = {"miou": "miou", "acc": "accuracy"}
+    return {short: float("nan") if results[name] is None else results[name] for short, name in names.items()}
 
 
 collate = CocoSegmentation.collate

@@ -40,18 +40,20 @@ class SegmentationMeasures(nn.Module):
         """The results so far, as plain numbers; reduced over processes.
 
         Returns:
-            - `miou`: mean over the classes that occur of intersection over union, both counted over the whole data set;
-            - `accuracy`: share of pixels of the right class;
-            - `per_class`: name -> intersection over union, of the classes that occur or were found;
-            - the fields of `ExtractorStatistics.compute`, inside and outside being objects and background.
+            - `miou`: mean of intersection over union, both counted over the whole data set, over the classes that occur
+              or were found, the latter with 0; None where no pixel's class is known;
+            - `accuracy`: share of pixels of the right class; None likewise;
+            - `per_class`: name -> intersection over union, of the same classes;
+            - the fields of `ExtractorStatistics.compute`, inside and outside being objects and background; `cost` is
+              the network's, the padding of images to multiples of 32 included.
         """
         counts = self.confusion.compute().double()
         right, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
         iou = right / union
         occurs = union > 0
         return {
-            "miou": float(iou[occurs].mean()),
-            "accuracy": float(right.sum() / counts.sum()),
+            "miou": float(iou[occurs].mean()) if occurs.any() else None,
+            "accuracy": float(right.sum() / counts.sum()) if occurs.any() else None,
             "per_class": {self.class_names[index]: float(iou[index]) for index in occurs.nonzero().flatten().tolist()},
         } | self.statistics.compute()
 
