@@ -96,7 +96,9 @@ def test_compiled(engine: Any) -> None:
 
 
 def test_training() -> None:
-    model = halting_now(sact.adapt_detector(theirs())).train()
+    original = theirs()
+    model = halting_now(sact.adapt_detector(original)).train()
+    assert not any(part.training for part in original.modules())
     losses, ponder = model(two_images(), two_targets(), return_ponder=True)
     (sum(losses.values()) + 0.01 * ponder.cost.mean()).backward()
     heads = model.network.score_parameters()

@@ -154,6 +154,17 @@ def test_half_precision(form: str) -> None:
         same(detector.to(memory_format=torch.channels_last)(two_images()), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_weights_in_another_precision(form: str, dtype: torch.dtype) -> None:
+    """Boxes and scores stay in float32 where the weights have less."""
+    detector = tiny_detector("sact", form).to(dtype)
+    for one in detector([image.to(dtype) for image in two_images()]):
+        assert one["boxes"].dtype == one["scores"].dtype == torch.promote_types(dtype, torch.float32)
+        assert one["boxes"].isfinite().all() and len(one["boxes"])
+
+
 def test_multi_scale() -> None:
     """In training one of the sizes is drawn, else the last one serves."""
     detector = tiny_detector(min_size=(64, 96), max_size=192)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,16 +71,19 @@ def adapt_detector(
             f"sact.adapt_detector takes a Faster R-CNN, Mask R-CNN or Keypoint R-CNN of torchvision, got "
             f"{type(model).__name__}; sact.adapt takes networks, and models for segmentation too"
         )
-    body, fpn = (getattr(model.backbone, name, None) for name in ("body", "fpn"))
-    network = adapt(model.backbone if body is None else body, halting, eps=eps, output=output, blocks=blocks)
+    # Modules of its own, for the original keeps its mode; tensors are shared.
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    own: Any = copy.deepcopy(model, shared)
+    body, fpn = (getattr(own.backbone, name, None) for name in ("body", "fpn"))
+    network = adapt(own.backbone if body is None else body, halting, eps=eps, output=output, blocks=blocks)
     config = AdaptedDetectorConfig(
         backbone=network.config,
-        num_classes=model.roi_heads.box_predictor.cls_score.out_features - 1,
-        image_mean=tuple(model.transform.image_mean),
-        image_std=tuple(model.transform.image_std),
+        num_classes=own.roi_heads.box_predictor.cls_score.out_features - 1,
+        image_mean=tuple(own.transform.image_mean),
+        image_std=tuple(own.transform.image_std),
     )
     neck = AdaptedNeck(None if body is None else fpn)
-    detector = Detector(config, network, model.transform, neck, model.rpn, model.roi_heads)
+    detector = Detector(config, network, own.transform, neck, own.rpn, own.roi_heads)
     for part in (detector, neck):
-        part.training = model.training
+        part.training = own.training
     return detector

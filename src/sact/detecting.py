@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .errors import InputError
-from .models.dense import with_network
+from .models.dense import extractor, with_network
 from .models.detector import Detector
 from .ponder import Ponder
 from .predict import as_array, block_numbers
@@ -111,8 +111,8 @@ def detect(
     short, long = sorted(picture.size)
     if int(short * min(model.transform.min_size[-1] / short, model.transform.max_size / long)) < 1:
         raise InputError(
-            f"the picture has {picture.width}x{picture.height} pixels; with a long side of {model.transform.max_size} "
-            "nothing is left of the short one, crop it"
+            f"the picture has {picture.width}x{picture.height} pixels, but its long side may be at most "
+            f"{model.transform.max_size} times the short one, the detector's max_size; crop it"
         )
     parameter = next(model.parameters())
     tensor = to_unit_tensor(picture).to(parameter.device, parameter.dtype)
@@ -143,7 +143,7 @@ def check_model(model: Any, kind: type[nn.Module]) -> None:
     if not isinstance(model, kind):
         name = kind.__name__.lower()
         raise InputError(f"a {name} is needed, got {type(model).__name__}; see sact.create_{name}")
-    if model.training:
+    if extractor(model).training:  # what a compiled model shares with the one that it was made of
         raise InputError("this model is in training mode; call model.eval()")
 
 

@@ -75,8 +75,17 @@ class BlockHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of boxes [R, C, 14, 14] to pooled features [R, C', 1, 1]."""
-        features, _ = self.block(x)
+        features, _ = self.block(_as_weights(x, self))
         result: Tensor = self.head(features)
+        return result
+
+
+class BoxHead(TwoMLPHead):
+    """torchvision's, in the precision of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of boxes [R, C, 7, 7] to [R, C']."""
+        result: Tensor = super().forward(_as_weights(x, self))
         return result
 
 
@@ -85,7 +94,7 @@ class WideRPNHead(RPNHead):
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """As `RPNHead.forward`."""
-        logits, deltas = super().forward(x)
+        logits, deltas = super().forward([_as_weights(one, self) for one in x])
         return [wide(one) for one in logits], [wide(one) for one in deltas]
 
 
@@ -136,9 +145,9 @@ def make_rpn(config: DetectorConfig, channels: int) -> RegionProposalNetwork:
     )
 
 
-def make_box_head(config: DetectorConfig) -> TwoMLPHead:
+def make_box_head(config: DetectorConfig) -> BoxHead:
     """Two layers on a box's 7x7 features of the pyramid."""
-    return TwoMLPHead(config.fpn_channels * 7**2, config.representation_size)
+    return BoxHead(config.fpn_channels * 7**2, config.representation_size)
 
 
 def make_roi_heads(config: DetectorConfig, pool: MultiScaleRoIAlign, head: nn.Module, channels: int) -> RoIHeads:
@@ -156,3 +165,8 @@ def make_roi_heads(config: DetectorConfig, pool: MultiScaleRoIAlign, head: nn.Mo
         config.box_nms_thresh,
         config.box_detections_per_img,
     )
+
+
+def _as_weights(x: Tensor, module: nn.Module) -> Tensor:
+    """In a module's precision; maps come to heads in float32, in which anchors and boxes are computed."""
+    return x.to(next(module.parameters()).dtype)
