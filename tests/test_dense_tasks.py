@@ -16,6 +16,7 @@ from composed import CATEGORIES
 from fake_coco import NAMES, write_fake_coco
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import sact
@@ -25,7 +26,7 @@ from sact.recipe import Recipe, load_recipe, make_recipe
 from sact.tasks import detection, segmentation, training
 from sact.tasks.evaluation import evaluate
 from sact.tasks.learning import SETTLING, Learning
-from sact.tasks.loops import LikeShapes
+from sact.tasks.loops import LikeShapes, make_loader
 from sact.tasks.segmentation_measures import SegmentationMeasures
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -326,6 +327,19 @@ def test_images_have_the_sizes_of_training(composed_set: Path, monkeypatch: pyte
     assert ponder.sizes == [(64, 76)]
 
 
+class Sized(Dataset[int]):
+    """Elements that have sizes."""
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 def test_images_of_like_shape_stand_together() -> None:
     sizes = [(96, 80), (80, 96), (200, 100)] * 7
     sampler = LikeShapes(sizes, 3, seed=5)
@@ -338,6 +352,12 @@ def test_images_of_like_shape_stand_together() -> None:
         assert len({shape for batch in batches[:4] for shape in batch}) > 1
     assert first != second
     assert list(LikeShapes(sizes, 3, seed=5)) == first
+    loader = make_loader(Sized(sizes), 3, 0, list, shuffle=True, seed=5, processes=2)
+    assert isinstance(loader.sampler, LikeShapes)
+    order = list(loader.sampler)
+    for rank in range(2):  # as Lightning divides it
+        own = order[rank::2]
+        assert all(len({sizes[index] for index in own[at : at + 3]}) == 1 for at in range(0, 9, 3))
     assert list(LikeShapes(sizes, 3, seed=6)) == second
 
 

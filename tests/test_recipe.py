@@ -120,6 +120,8 @@ SEGMENTATION = {"task": "segmentation", "model": "resnet50", "data": "coco_segme
         (DETECTION | {"anchor_sizes": [32, 64]}, "anchor_sizes.0 is 32"),
         (DETECTION | {"box_score_thresh": 1}, "box_score_thresh is 1"),
         (DETECTION | {"num_classes": 0}, "num_classes is 0"),
+        (DETECTION | {"form": "c4", "anchor_sizes": [[32], [64]]}, "anchor_sizes is [[32], [64]], but it must hold"),
+        (SEGMENTATION | {"freeze_norms": True}, "freeze_norms is true, but without init norms know nothing yet"),
         (SEGMENTATION | {"output_stride": 12}, "output_stride is 12"),
         (SEGMENTATION | {"head": "lraspp"}, "head is 'lraspp'"),
         (SEGMENTATION | {"head": "deeplabv3", "batch_size": 1}, "batch_size is 1, but the norms of deeplabv3"),

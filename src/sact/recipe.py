@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import InputError, RecipeError
-from .models import create_model
 from .recipe_fields import (
     RECIPES,
     ClassificationRecipe,
@@ -75,7 +74,7 @@ def make_recipe(fields: dict[str, Any], source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: {_explain(error, kind)}") from error
     try:
         with torch.device("meta"):  # shapes without weights: instant
-            create_model(recipe.model, recipe.halting, units=recipe.units, base_channels=recipe.base_channels)
+            recipe.create(recipe.num_classes or 2)
     except InputError as error:
         raise RecipeError(f"{source}: {error}") from error
     return recipe

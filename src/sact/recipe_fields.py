@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from .data import create_dataset, list_datasets
 from .engines import NormStatistics
+from .models import Detector, Network, Segmenter, create_detector, create_model, create_segmenter
 from .models.network import MIN_SIZE
 from .scores import Halting
+
+DETECTOR_OPTIONS = (
+    *("fpn_channels", "representation_size", "max_size", "anchor_sizes"),
+    *("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test"),
+    *("rpn_batch_size_per_image", "box_batch_size_per_image"),
+    *("box_score_thresh", "box_nms_thresh", "box_detections_per_img"),
+)
+"""Fields that are options of `create_detector`."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
@@ -114,6 +125,10 @@ class Recipe(BaseModel):
             raise ValueError("give either max_epochs or max_steps (and not both)")
         if self.tau > 0 and self.halting == "none":
             raise ValueError(f'tau is {self.tau}, but halting is "none"; set halting to "act" or "sact"')
+        if self.freeze_norms and self.init is None and self.task != "classification":
+            raise ValueError(
+                "freeze_norms is true, but without init norms know nothing yet; give init, or set freeze_norms: false"
+            )
         if self.norm_statistics == "active" and (self.halting != "sact" or self.freeze_norms):
             raise ValueError(
                 f'norm_statistics is "active", but halting is "{self.halting}" and freeze_norms {self.freeze_norms}; '
@@ -124,6 +139,18 @@ class Recipe(BaseModel):
                 f"warmup_steps is {self.warmup_steps}, but the schedule one_cycle rises by itself; leave one out"
             )
         return self
+
+    def create(self, num_classes: int, class_names: Sequence[str] | None = None) -> nn.Module:
+        """Its model, with fresh weights, for so many classes, counted as its task does.
+
+        Args:
+            num_classes: a detector's without the background, a segmenter's with it.
+            class_names: of detectors and segmenters.
+
+        Raises:
+            InputError: a field is out of range.
+        """
+        raise NotImplementedError
 
 
 class ClassificationRecipe(Recipe):
@@ -143,6 +170,17 @@ class ClassificationRecipe(Recipe):
         if self.cache and self.data != "scenes":
             raise ValueError(f'cache is true, but data is "{self.data}"; only scenes are drawn, leave cache out')
         return self
+
+    def create(self, num_classes: int, class_names: Sequence[str] | None = None) -> Network:
+        """As `Recipe.create`."""
+        return create_model(
+            self.model,
+            self.halting,
+            num_classes=num_classes,
+            eps=self.eps,
+            units=self.units,
+            base_channels=self.base_channels,
+        )
 
 
 class DetectionRecipe(Recipe):
@@ -182,16 +220,27 @@ class DetectionRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> DetectionRecipe:
-        if self.freeze_norms and self.init is None:
-            raise ValueError(
-                "freeze_norms is true, but without init norms know nothing yet; give init, or set freeze_norms: false"
-            )
         for name, sizes in (("min_sizes", self.min_sizes), ("test_size", [self.test_size])):
             if not all(MIN_SIZE <= size <= self.max_size for size in sizes):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, but sides must be from {MIN_SIZE} to max_size, {self.max_size}"
                 )
         return self
+
+    def create(self, num_classes: int, class_names: Sequence[str] | None = None) -> Detector:
+        """As `Recipe.create`."""
+        return create_detector(
+            self.model,
+            num_classes,
+            self.halting,
+            self.form,
+            eps=self.eps,
+            units=self.units,
+            base_channels=self.base_channels,
+            class_names=class_names,
+            min_size=self.test_size,
+            **{name: getattr(self, name) for name in DETECTOR_OPTIONS},
+        )
 
 
 class SegmentationRecipe(Recipe):
@@ -214,6 +263,20 @@ class SegmentationRecipe(Recipe):
         if self.head == "deeplabv3" and self.batch_size == 1:
             raise ValueError("batch_size is 1, but the norms of deeplabv3 see one number per image; make it at least 2")
         return self
+
+    def create(self, num_classes: int, class_names: Sequence[str] | None = None) -> Segmenter:
+        """As `Recipe.create`."""
+        return create_segmenter(
+            self.model,
+            num_classes,
+            self.halting,
+            self.head,
+            output_stride=self.output_stride,
+            eps=self.eps,
+            units=self.units,
+            base_channels=self.base_channels,
+            class_names=class_names,
+        )
 
 
 RECIPES: dict[str, type[Recipe]] = {

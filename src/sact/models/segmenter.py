@@ -93,8 +93,10 @@ def make_segmenter_config(backbone: NetworkConfig, options: Mapping[str, Any]) -
         raise InputError(f"the segmenter's configuration is incomplete: {error}") from error
     if config.head not in get_args(Head):
         raise InputError(f'head is {config.head!r}, but it must be "fcn" or "deeplabv3"')
-    if not is_count(config.num_classes):
-        raise InputError(f"num_classes is {config.num_classes!r}, but it must be a whole number of at least 1")
+    if not is_count(config.num_classes) or config.num_classes < 2:
+        raise InputError(
+            f"num_classes is {config.num_classes!r}, but it must be a whole number of at least 2, one the background"
+        )
     return config
 
 

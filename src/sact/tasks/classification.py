@@ -18,7 +18,7 @@ from ..compiled import CompiledNetwork
 from ..engines import Run, prepare
 from ..errors import InputError, RecipeError
 from ..maps import contact_sheet
-from ..models import AdaptiveNetwork, Network, create_model
+from ..models import AdaptiveNetwork, Network
 from ..models.dense import extractor
 from ..ponder import Ponder
 from ..preprocessing import to_bytes
@@ -72,14 +72,7 @@ def make_model(recipe: ClassificationRecipe, dataset: Any) -> Network:
     classes = recipe.num_classes or dataset.num_classes
     if classes < dataset.num_classes:
         raise RecipeError(f"num_classes is {classes}, but {recipe.data} has {dataset.num_classes}; leave it out")
-    model = create_model(
-        recipe.model,
-        recipe.halting,
-        num_classes=classes,
-        eps=recipe.eps,
-        units=recipe.units,
-        base_channels=recipe.base_channels,
-    )
+    model = recipe.create(classes)
     if recipe.init is not None:
         started = from_pretrained(recipe.init, halting=recipe.halting, eps=recipe.eps)
         if not isinstance(started, Network):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compiled import compile
 from ..data import CocoDetection
 from ..dense_pictures import Sheet, detection_panel
-from ..models import Detector, create_detector
+from ..models import Detector
 from ..models.dense import extractor
 from ..preprocessing import to_bytes
 from ..recipe import DetectionRecipe
@@ -29,13 +29,6 @@ EVAL_BATCH = 1
 SHOWN_SCORE = 0.5
 """Boxes of a lower score are left out of pictures."""
 
-OPTIONS = (
-    *("fpn_channels", "representation_size", "max_size", "anchor_sizes"),
-    *("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test"),
-    *("rpn_batch_size_per_image", "box_batch_size_per_image"),
-    *("box_score_thresh", "box_nms_thresh", "box_detections_per_img"),
-)
-"""Fields of a recipe that are options of `create_detector`."""
 SHAPING = ("form", "fpn_channels", "representation_size", "anchors")
 
 
@@ -48,18 +41,7 @@ def make_model(recipe: DetectionRecipe, dataset: Any) -> Detector:
         InputError: an option is out of range.
     """
     names = name_classes(recipe, dataset)
-    detector = create_detector(
-        recipe.model,
-        len(names),
-        recipe.halting,
-        recipe.form,
-        eps=recipe.eps,
-        units=recipe.units,
-        base_channels=recipe.base_channels,
-        class_names=names,
-        min_size=recipe.test_size,
-        **{name: getattr(recipe, name) for name in OPTIONS},
-    )
+    detector = recipe.create(len(names), names)
     return start(detector, recipe, SHAPING)
 
 

@@ -45,14 +45,15 @@ def make_loader(
     collate: Callable[[list[Any]], Any],
     shuffle: bool = False,
     seed: int = 0,
+    processes: int = 1,
 ) -> DataLoader[Any]:
     """Batches as `collate` makes them of elements; shuffled ones leave out an incomplete last batch.
 
     Shuffled images of different sizes, where the data set says them, come in batches of like shape; `seed` is of their
-    order.
+    order. Of so many processes each takes every so manyth image.
     """
     sizes = getattr(dataset, "sizes", None) if shuffle else None
-    sampler = None if sizes is None else LikeShapes(sizes, batch_size, seed)
+    sampler = None if sizes is None else LikeShapes(sizes, batch_size * processes, seed)
     return DataLoader(
         dataset,
         batch_size,
@@ -72,7 +73,7 @@ class LikeShapes(Sampler[int]):
 
     Args:
         sizes: width and height of every image.
-        batch_size: images of like shape that stand together; what is left over stands at the end.
+        batch_size: images of like shape that stand together, of all processes; what is left over stands at the end.
         seed: of the order.
     """
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..compiled import compile
 from ..data import CocoSegmentation
 from ..dense_pictures import IGNORED, Sheet, segmentation_panel
-from ..models import Segmenter, create_segmenter
+from ..models import Segmenter
 from ..models.dense import extractor
 from ..preprocessing import to_bytes
 from ..recipe import SegmentationRecipe
@@ -38,17 +38,7 @@ def make_model(recipe: SegmentationRecipe, dataset: Any) -> Segmenter:
         InputError: an option is out of range.
     """
     names = name_classes(recipe, dataset)
-    segmenter = create_segmenter(
-        recipe.model,
-        len(names),
-        recipe.halting,
-        recipe.head,
-        output_stride=recipe.output_stride,
-        eps=recipe.eps,
-        units=recipe.units,
-        base_channels=recipe.base_channels,
-        class_names=names,
-    )
+    segmenter = recipe.create(len(names), names)
     return start(segmenter, recipe, SHAPING)
 
 

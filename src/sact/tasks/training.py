@@ -80,10 +80,10 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         # What follows must not see the first epochs' order and reflections again.
         L.seed_everything(recipe.seed + steps_done, verbose=False)
     batch_size, workers = recipe.batch_size, recipe.workers
-    loader = make_loader(training, batch_size, workers, task.collate, shuffle=True, seed=recipe.seed + steps_done)
-    if len(loader) == 0:
+    batches = len(training) // batch_size
+    if batches == 0:
         raise RecipeError(f"batch_size is {batch_size}, but there are only {len(training)} training images")
-    epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / len(loader))
+    epochs = recipe.max_epochs or math.ceil((recipe.max_steps or 1) / batches)
     eval_batch = task.EVAL_BATCH or batch_size
     with calm(), interruptible():
         trainer = _make_trainer(recipe, folder, epochs, steps_done, validation, quiet)
@@ -92,6 +92,8 @@ def train(recipe: Recipe, folder: str | Path, resume: bool = False, quiet: bool 
         steps_per_epoch = math.ceil(len(training) / trainer.world_size) // batch_size
         total_steps = recipe.max_steps or epochs * steps_per_epoch
         learning = Learning(model, recipe, task.make_measures(model, validation), total_steps, steps_per_epoch)
+        seed, processes = recipe.seed + steps_done, trainer.world_size
+        loader = make_loader(training, batch_size, workers, task.collate, True, seed, processes)
         val_loader = make_loader(validation, eval_batch, workers, task.collate)
         trainer.fit(learning, loader, val_loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     model.eval()
