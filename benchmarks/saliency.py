@@ -61,7 +61,8 @@ def measure(name: str, fixations: FixationSet, options: argparse.Namespace, show
     write_json(options.folder / f"{file}.json", {"model": name} | results)
     write_csv(options.folder / f"{file}.csv", evaluation.rows)
     if shown and options.picture:
-        save_png(figure(evaluation.shown, "Looked: positions drawn on the objects. Each map has its own scale."), options.picture)
+        note = "Looked: positions drawn on the objects. Each map has its own scale."
+        save_png(figure(evaluation.shown, note), options.picture)
     return "\n\n".join([heading(name, results), markdown_table(evaluation.rows), markdown_categories(evaluation.rows)])
 
 
