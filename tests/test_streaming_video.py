@@ -19,6 +19,7 @@ from streamed import draw, read_table, spend, tree
 import sact
 from sact.streaming import encoding, films
 from sact.streaming.measuring import Meter
+from sact.streaming.progress import Progress
 from sact.streaming.run import write_maps
 from sact.streaming.video import Mark, open_video
 from sact.streaming.work import Wishes
@@ -57,6 +58,26 @@ def network(make_model) -> sact.Network:
     model = make_model("resnet", halting="sact", units=[3, 2], base_channels=4, num_classes=5)
     model.preprocessing = {"name": "scenes", "size": 48}
     return model
+
+
+def test_the_bar_ends_full(network: sact.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that are seconds apart are far fewer than the rate says; a picture beside them counts as well."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream(encoding.encoder(), rate=25)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, milliseconds in enumerate((0, 40, 80, 2000, 2040, 5000)):
+            frame = av.VideoFrame.from_ndarray(draw(*SIZE, number))
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_video(tmp_path / "a.mkv") as opened:
+        assert opened.count > 100
+    Image.fromarray(draw(*SIZE)).save(tmp_path / "b.png")
+    bars: list[Progress] = []
+    monkeypatch.setattr(Progress, "close", lambda progress: bars.append(progress))
+    assert write_maps(network, [tmp_path], tmp_path / "out").pictures == 7
+    assert bars[0]._bar.total == 7
 
 
 def decoded(path: Path) -> list[Image.Image]:

@@ -52,7 +52,9 @@ def map_video(source: Source, work: Work) -> None:
     parts = _parts(source, work)
     with open_video(source.path, wishes.every, wishes.fps) as video:
         after = Mark(**parts[-1]["last"]) if parts else None
-        work.progress.expect(video.count - sum(part["frames"] for part in parts))
+        before = sum(part["frames"] for part in parts)
+        expected = max(0, video.count - before)
+        work.progress.expect(expected)
         with reading_ahead(_fitted(video, after, work.meter), wishes.batch + 2) as frames:
             for number in count(len(parts)):
                 some = islice(frames, wishes.frames_per_file)
@@ -62,6 +64,7 @@ def map_video(source: Source, work: Work) -> None:
                 record = _map_part(source, number, chain([first], some), video.rate, work)
                 work.journal.add(source, record)
                 parts.append(record)
+        work.progress.expect(sum(part["frames"] for part in parts) - before - expected)  # what the container said
         problem = video.problem
         if not parts:
             raise InputError(f"{source.path}: no frame could be decoded ({problem or 'it holds none'})")
