@@ -249,6 +249,9 @@ def test_networks_without_a_map_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(InputError, match="does not say how images are prepared"):
         ponder_mapper(model)
     model.preprocessing = PIXELS
+    for size in (0, -5, (0, 320)):
+        with pytest.raises(InputError, match=r"the size is .*, but sides in pixels must be positive"):
+            ponder_mapper(model, size=size)
     with pytest.raises(InputError, match="images of 320x20 are too small"):
         ponder_mapper(model, size=(20, 320))
     for halting in ("act", "none"):

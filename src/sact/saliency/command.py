@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     results = evaluation.results
     size = f"{options.size[1]}x{options.size[0]}" if isinstance(options.size, tuple) else options.size
     about = {"dataset": options.dataset, "folder": options.folder, "model": options.model}
-    about |= {"size": size or long_side(model)}
+    about |= {"size": long_side(model) if size is None else size}
     write_json(out / "results.json", about | results)
     write_csv(out / "results.csv", evaluation.rows)
     if evaluation.shown:

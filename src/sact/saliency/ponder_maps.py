@@ -49,8 +49,11 @@ def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: int | tuple[i
             "this network does not say how images are prepared for it; set model.preprocessing, for instance to "
             '{"name": "imagenet_sact", "size": 224} (see sact.list_preprocessing())'
         )
-    size = size or long_side(model)
-    if min(size if isinstance(size, tuple) else (size,)) < network.min_size:
+    size = long_side(model) if size is None else size
+    least = min(size if isinstance(size, tuple) else (size,))
+    if least <= 0:
+        raise InputError(f"the size is {size}, but sides in pixels must be positive")
+    if least < network.min_size:
         shown = f"{size[1]}x{size[0]}" if isinstance(size, tuple) else f"a longer side of {size}"
         raise InputError(f"images of {shown} are too small: both sides must be at least {network.min_size}")
     compiled = compile(network.eval(), engine)
