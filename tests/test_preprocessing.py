@@ -266,8 +266,12 @@ def test_missing_folder_and_limit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a file"):
         open_image(tmp_path)
     picture().save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="64x48 = 3072 pixels, more than the limit of 3000"):
+    with pytest.raises(
+        InputError, match="64x48 = 3072 pixels, more than the limit of 3000; scale it down or raise max_"
+    ):
         open_image(tmp_path / "a.png", max_pixels=3000)
+    with pytest.raises(InputError, match="more than the limit of 3000; cut it$"):
+        open_image(tmp_path / "a.png", max_pixels=3000, too_large="cut it")
 
 
 def test_size_and_orientation_without_decoding(tmp_path: Path) -> None:

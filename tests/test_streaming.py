@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,16 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(network: sact.Network
         (folder / name).unlink()
     assert write_maps(network, [folder], tmp_path / "out", size="own", quiet=True).problems == []
     assert not (tmp_path / "out/problems.csv").exists()
+
+
+def test_pictures_beyond_the_limit_can_be_converted(network: sact.Network, tmp_path: Path) -> None:
+    """A PNG whose header says 151 megapixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 12300, 12300, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT\x35\xaf\x06\x1e")
+    [(name, problem)] = write_maps(network, [tmp_path], tmp_path / "out", quiet=True).problems
+    assert name == "a.png" and "151290000 pixels" in problem
+    assert problem.endswith("; scale it down or convert it to TIFF or .npy, which are read piece by piece")
 
 
 def test_networks_without_maps(make_model, network: sact.Network, folder: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def open_image(
     min_side: int | None = None,
     keep_transparency: bool = False,
     upright: bool = True,
+    too_large: str = "scale it down or raise max_pixels",
 ) -> Image.Image:
     """Read a JPEG, PNG or WebP file as an 8-bit RGB picture, upright.
 
@@ -68,6 +69,7 @@ def open_image(
         min_side: when given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its sides not below this; faster.
         keep_transparency: a picture with transparency comes back as RGBA instead of composited.
         upright: apply the EXIF orientation; some data sets were labelled on the pixels as they are stored.
+        too_large: what the message about a picture of more than `max_pixels` advises.
 
     Returns:
         RGB picture; RGBA where transparency is there and kept.
@@ -104,7 +106,7 @@ def open_image(
         if width * height > max_pixels:
             raise InputError(
                 f"the image {str(file)!r} has {width}x{height} = {width * height} pixels, more than the limit of "
-                f"{max_pixels}; scale it down or raise max_pixels"
+                f"{max_pixels}; {too_large}"
             )
         try:
             if min_side is not None:

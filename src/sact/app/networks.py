@@ -225,11 +225,11 @@ def read_picture(path: str | Path) -> Image.Image:
     try:
         return _open(path, path.stat().st_mtime_ns)
     except InputError as error:
-        raise InputError(str(error).replace(str(path), path.name).replace(" or raise max_pixels", "")) from error
+        raise InputError(str(error).replace(str(path), path.name)) from error
     except OSError as error:
         raise InputError(f"{path.name!r} cannot be read ({error.strerror}); choose it again") from error
 
 
 @lru_cache(maxsize=4)
 def _open(path: Path, _changed: int) -> Image.Image:
-    return open_image(path, max_pixels=MAX_PIXELS)
+    return open_image(path, max_pixels=MAX_PIXELS, too_large="scale it down")

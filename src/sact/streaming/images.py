@@ -21,6 +21,7 @@ from .work import Work, batches, sizes
 from .writing import MOST_DRAWN, picture_files, write_picture
 
 Picture = Image.Image | NDArray[np.uint8]
+_TOO_LARGE = "scale it down or convert it to TIFF or .npy, which are read piece by piece"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def map_images(sources: Sequence[Source], work: Work) -> None:
             try:
                 _map_group(group, work)
             except InputError as error:
-                work.problems += [(reading.source, _for_the_command(error)) for reading in group]
+                work.problems += [(reading.source, str(error)) for reading in group]
                 work.progress.expect(-len(group))
 
 
@@ -73,7 +74,7 @@ def _read(source: Source, meter: Meter) -> Reading:
         return Reading(source, array_size(source.path))
     header = image_size(source.path)
     if header is None:
-        open_image(source.path)  # says what is wrong with it
+        open_image(source.path, too_large=_TOO_LARGE)  # says what is wrong with it
         raise InputError(f"{source.path} has no size that can be read; convert it")
     width, height, turned = header
     size = (width, height) if turned else (height, width)
@@ -82,7 +83,7 @@ def _read(source: Source, meter: Meter) -> Reading:
 
 def _open(path: Path, size: tuple[int, int], meter: Meter) -> Image.Image:
     # A JPEG that is to be much smaller is decoded at a fraction of its size.
-    return meter.fit(open_image(path, min_side=2 * min(meter.seen_size(size))))
+    return meter.fit(open_image(path, min_side=2 * min(meter.seen_size(size)), too_large=_TOO_LARGE))
 
 
 def _alike(reading: Reading) -> tuple[int, int] | str:
@@ -131,8 +132,3 @@ def _record(reading: Reading, spent: Spent) -> dict[str, object]:
     share = spent.flops / spent.dense_flops
     numbers = {"frames": 1, "flops": spent.flops, "share": share, "cost": spent.cost, "seconds": spent.seconds}
     return sizes(reading.size, spent.size) | numbers | {"problem": ""}
-
-
-def _for_the_command(error: InputError) -> str:
-    """A message that tells what can be done on the command line."""
-    return str(error).replace("raise max_pixels", "convert it to TIFF or .npy, which are read piece by piece")
