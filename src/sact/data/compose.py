@@ -20,7 +20,7 @@ import PIL
 from PIL import Image
 
 from ..errors import InputError
-from ..files import make_folder, write_json, write_text
+from ..files import give_permissions, make_folder, write_json, write_text
 from ..models.network import MIN_SIZE
 from .backgrounds import load_backgrounds
 from .coco_writing import annotation
@@ -129,19 +129,13 @@ def compose(
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".partial"))
     try:
         record = _write(temporary, materials, arguments, style, workers)
-        temporary.chmod(0o777 & ~_umask())
+        give_permissions(temporary)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _check(style: Style, counts: Mapping[str, int], seed: int, level: int, workers: int) -> None:
