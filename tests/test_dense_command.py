@@ -104,13 +104,13 @@ def test_what_is_done_is_kept(
 ) -> None:
     (images / "aa.png").write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert run(verb, models, images, "--out", out) == 2
-    assert "aa.png' is not a readable" in capsys.readouterr().err
+    assert run(verb, models, images, "--out", out) == 1
+    assert "left out:" in (told := capsys.readouterr().err) and "aa.png' is not a readable" in told
     name = {"detect": "predictions.json", "segment": "segments.json"}[verb]
     content = json.loads((out / name).read_text())
-    assert [Path(entry["image"]).name for entry in content["predictions"]] == ["a.png"]
-    assert {"a.png", "contact_sheet.png"} <= {path.name for path in out.iterdir()}
-    assert not {"aa.png", "b.png"} & {path.name for path in out.iterdir()}
+    assert [Path(entry["image"]).name for entry in content["predictions"]] == ["a.png", "b.jpg"]
+    assert {"a.png", "b.png", "contact_sheet.png"} <= {path.name for path in out.iterdir()}
+    assert "aa.png" not in {path.name for path in out.iterdir()}
     before = (out / name).read_bytes()
     assert run(verb, models, images / "aa.png", "--out", out) == 2  # with nothing done, all stays as it was
     assert (out / name).read_bytes() == before

@@ -287,7 +287,8 @@ def _locate(source: str | Path) -> Path:
         return _download(name)
     raise CheckpointError(
         f'there is no checkpoint "{name}": not a folder, not a packaged network '
-        f"({', '.join(list_pretrained()) or 'none'}), and not a hub id owner/name"
+        f"({', '.join(list_pretrained()) or 'none'}), and not a hub id owner/name; "
+        "a run's is there when sact train has ended"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=DenseModel)
     Result = TypeVar("Result", Detections, Segmentation)
+
+
+MOST_NAMED = 20
+"""Pictures that are named where they could not be read."""
 
 
 def add_common_options(parser: argparse.ArgumentParser, out: str, model: str) -> None:
@@ -67,8 +72,10 @@ def look_at_all(
     look: Callable[[Path], Result],
     draw: Callable[[Result, str], Image.Image],
     keep: Callable[[Path, Result], None],
-) -> None:
+) -> int:
     """Look at one image after the other, write a picture of each and a contact sheet, and print a line for each.
+
+    What cannot be read is left out and named in the end.
 
     Args:
         paths: the images.
@@ -77,22 +84,40 @@ def look_at_all(
         look: finds what is in an image.
         draw: writes the pictures of a result under a name, and gives the thumbnail.
         keep: takes note of a result.
+
+    Returns:
+        The exit code: 1 where something could not be read.
+
+    Raises:
+        InputError: nothing could be read.
     """
     from .dense_pictures import Sheet
     from .maps import save_png
 
     sheet = Sheet()
+    problems: list[InputError] = []
     try:
-        for at, (path, name) in enumerate(zip(paths, names, strict=True)):
-            result = look(path)
-            if at == 0:  # engines prepare themselves at the first image of a size
+        for path, name in zip(paths, names, strict=True):
+            try:
                 result = look(path)
+                if not sheet.cells:  # engines prepare themselves at the first image of a size
+                    result = look(path)
+            except InputError as error:
+                problems.append(error)
+                continue
             print(f"{path}: {result.headline()}; {caption(result)}, {1e3 * result.seconds:.1f} ms")
             sheet.add(draw(result, name), result.map, f"{result.headline()}\n{result.share:.0%} of FLOPs")
             keep(path, result)
-    finally:  # an image that cannot be read ends the run, but what is done is kept
+        if not sheet.cells:
+            raise problems[0]
+    finally:
         if sheet.cells:
             save_png(sheet.draw(), folder / "contact_sheet.png")
+    for error in problems[:MOST_NAMED]:
+        print(f"left out: {error}", file=sys.stderr)
+    if len(problems) > MOST_NAMED:
+        print(f"and {len(problems) - MOST_NAMED} more", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def caption(result: Detections | Segmentation) -> str:

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`sact detect`."""
     from torch import from_numpy
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
             tensors = {name: from_numpy(value) for name, value in values.items()}
             add(*results_to_coco(image_ids[path], tensors, ids))
 
-        look_at_all(
+        code = look_at_all(
             paths,
             names,
             out,
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
             keep=keep,
         )
     print(f"pictures, detections.json and predictions.json are in {out}")
+    return code
 
 
 def _draw(found: Detections, name: str, folder: Path) -> Image.Image:

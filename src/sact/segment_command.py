@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="short side in pixels that the segmenter sees (default: as it is)")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """`sact segment`."""
     from .files import make_folder
     from .models.segmenter import Segmenter
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     check_outputs(paths, names, out, _ENDS)
     make_folder(out)
     with predictions_file(out / "segments.json", options.model) as record:
-        look_at_all(
+        code = look_at_all(
             paths,
             names,
             out,
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
             keep=lambda path, found: record({"image": str(path)} | found.summary()),
         )
     print(f"pictures, classes and segments.json are in {out}")
+    return code
 
 
 def _draw(found: Segmentation, name: str, folder: Path) -> Image.Image:

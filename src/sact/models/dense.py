@@ -134,7 +134,8 @@ def check_network(model: nn.Module, name: str = "this model") -> None:
     if isinstance(model, DenseModel):
         kind, verb = ("detector", "detect") if model.config.family == "faster_rcnn" else ("segmenter", "segment")
         raise InputError(
-            f"{name} is a {kind}, but a network by itself is needed here; use sact {verb}, or model.network"
+            f"{name} is a {kind}, but a network by itself is needed here; use sact {verb}, sact eval "
+            "for its FLOPs, or in Python its model.network"
         )
 
 

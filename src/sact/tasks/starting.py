@@ -44,8 +44,8 @@ def start(model: Model, recipe: Recipe, shaping: Sequence[str]) -> Model:
     """
     if recipe.init is None:
         return model
-    source = from_pretrained(recipe.init)
     try:
+        source = from_pretrained(recipe.init)
         model.start_from(source)
     except (InputError, CheckpointError) as error:
         raise CheckpointError(f"init is {recipe.init}: {error}") from error
