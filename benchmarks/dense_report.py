@@ -5,7 +5,8 @@
 
 Quality, FLOPs and ponder cost are those of `sact eval` on the test pictures. Time is of whole models on single
 pictures, all taking turns: the plain model of full depth with its extractor in every runtime, and every model in our
-engine. Everything but the extractor is the same code in all of them.
+engine. Everything but the extractor is the same code in all of them. The picture is of other images, which may be
+passed on: garments on photographs; docs/saliency.md says how they are made.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import sact
 from sact.bench.report import conditions
+from sact.data import create_dataset
 from sact.files import write_json
+from sact.maps import save_png
+from sact.tasks.task import find_task
 
 QUALITY = {"detection": "map", "segmentation": "miou"}
 TITLES = {"map": "mAP", "map50": "AP50", "miou": "mean IoU", "accuracy": "pixels right"}
 SHOWN = {"detection": ("map", "map50"), "segmentation": ("miou", "accuracy")}
 WAYS = {"eager": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 TIMED_PICTURES = 40
+SHOWN_PICTURES = 10
 ROUNDS = 80
 
 
@@ -50,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=list(QUALITY), required=True)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dense")
     parser.add_argument("--data", type=Path, default=ROOT / "runs" / "composed")
+    parser.add_argument(
+        "--garments", type=Path, default=ROOT / "runs" / "composed-garments", help="pictures to be shown (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every contestant (%(default)s)")
     parser.add_argument("--report", action="store_true", help="only write the page from what was measured")
     options = parser.parse_args(arguments)
@@ -60,7 +68,18 @@ def main(arguments: list[str] | None = None) -> int:
     page = ROOT / "docs" / f"{options.task}.md"
     fill(page, "quality", quality_table(options.task, measured))
     fill(page, "time", time_table(measured))
+    save_png(contact_sheet(options.task, folder, options.garments), page.with_suffix(".png"))
     return 0
+
+
+def contact_sheet(task: str, folder: Path, garments: Path) -> Image.Image:
+    """What the SACT network of the least tau finds in pictures that may be shown, and where it worked on them."""
+    model = sact.compile(sact.from_pretrained(folder / f"sact-{min(TAUS[task]):g}" / "model").eval())
+    name = {"detection": "coco", "segmentation": "coco_segmentation"}[task]
+    dataset = create_dataset(name, "test", data_dir=garments, length=SHOWN_PICTURES, class_agnostic=True)
+    with torch.inference_mode():
+        sheet: Image.Image = find_task(task).draw_sheet(model, dataset, SHOWN_PICTURES)
+    return sheet
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:

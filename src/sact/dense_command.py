@@ -113,8 +113,8 @@ def look_at_all(
     finally:
         if sheet.cells:
             save_png(sheet.draw(), folder / "contact_sheet.png")
-    for error in problems[:MOST_NAMED]:
-        print(f"left out: {error}", file=sys.stderr)
+    for problem in problems[:MOST_NAMED]:
+        print(f"left out: {problem}", file=sys.stderr)
     if len(problems) > MOST_NAMED:
         print(f"and {len(problems) - MOST_NAMED} more", file=sys.stderr)
     return 1 if problems else 0

@@ -13,7 +13,7 @@ KEPT_CASES = 100
 """Cases of one kind that a report names; of more it keeps the number."""
 FATAL = "fatal"
 LEFT_OUT = "left out"
-_CORRECT = "correct what is listed, or raise max_left_out where this is meant"
+_CORRECT = "correct what is listed, or where this is meant raise max_left_out (a recipe's data_options)"
 
 
 class Kind(NamedTuple):

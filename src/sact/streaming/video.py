@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -210,6 +211,10 @@ class Video:
             container: InputContainer = self._av.open(str(self._path))
         except (self._av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
+            if _lacks_index(self._path):
+                raise InputError(
+                    f"{self._path} has no index, which is at an MP4's end: it was cut short; record or fetch it again"
+                ) from error
             raise InputError(f"{self._path} is no video that can be read ({reason}); check the file") from error
         if not container.streams.video:
             container.close()
@@ -226,3 +231,20 @@ def open_video(path: Path, every: int = 1, fps: float | None = None) -> Iterator
         yield video
     finally:
         video.close()
+
+
+def _lacks_index(path: Path) -> bool:
+    """Whether this is an MP4 without the box that says where its pictures are."""
+    kinds = []
+    try:
+        with open(path, "rb") as file:
+            while len(head := file.read(8)) == 8:
+                size, kind = struct.unpack(">I4s", head)
+                kinds.append(kind)
+                rest = struct.unpack(">Q", file.read(8))[0] - 16 if size == 1 else size - 8
+                if rest < 0:  # 0 stands for the rest of the file
+                    break
+                file.seek(rest, 1)
+    except (OSError, struct.error):
+        return False
+    return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
