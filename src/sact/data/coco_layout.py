@@ -67,7 +67,8 @@ def _what_is_there(folder: Path) -> str:
     if not files:
         return "it has no JSON file at all; give the folder of a data set in COCO's format"
     names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
-    return f"it has {names}{', ...' if len(files) > 5 else ''}; name one with the option annotations (a recipe's data_options)"
+    more = ", ..." if len(files) > 5 else ""
+    return f"it has {names}{more}; name one with the option annotations (a recipe's data_options)"
 
 
 def find_images(folder: Path, file: Path, name: str, image_names: Sequence[str], given: str | None = None) -> Path:
