@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
+from .data.coco_masks import IGNORED
 from .drawing import (
     FAINT_INK,
     LARGEST_PANEL,
@@ -31,8 +32,8 @@ from .maps import colorize, contact_sheet
 Color: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[int, int, int, int]
 
-BACKGROUND, IGNORED = 0, 255
-"""The class that is no object, and the index of pixels that evaluators leave out."""
+BACKGROUND = 0
+"""The class that is no object."""
 THUMBNAIL = 256
 """Longer side of a picture on a contact sheet."""
 _DARK: Color = (24, 24, 27)

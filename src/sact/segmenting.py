@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from .data.coco import MULTIPLE
 from .detecting import check_model, check_size
 from .errors import InputError
 from .models.segmenter import Segmenter
@@ -23,8 +24,6 @@ from .preprocessing import as_picture, to_unit_tensor
 
 LONGEST = 2048
 """Pixels of the long side that a segmenter sees at most, which bounds its memory."""
-MULTIPLE = 32
-"""Sides are padded with black to a multiple of this, as in evaluation, so that no stride leaves a rest."""
 
 
 @dataclass(frozen=True)

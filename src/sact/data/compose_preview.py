@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from ..dense_pictures import class_color, draw_boxes
 from ..drawing import draw_text, on_page, padded, side_by_side, stacked
 from .coco_writing import decode_runs
 from .splits import SPLITS
@@ -36,20 +36,14 @@ def _panel(folder: Path, image: dict[str, Any], content: dict[str, Any]) -> Imag
         pixels = np.asarray(file.convert("RGB")).astype(np.float32)
     for one in objects:
         mask = decode_runs(one["segmentation"])
-        pixels[mask] = 0.65 * pixels[mask] + 0.35 * np.array(_color(one["category_id"], len(names)))
+        pixels[mask] = 0.65 * pixels[mask] + 0.35 * np.array(class_color(one["category_id"]))
     scale = _PANEL / max(pixels.shape[:2])
     size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
     picture = Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(picture)
-    for one in objects:
-        left, top, width, height = (scale * value for value in one["bbox"])
-        color = _color(one["category_id"], len(names))
-        draw.rectangle((left, top, left + width - 1, top + height - 1), outline=color, width=2)
-        label = (left + 3, max(0.0, top - 12 if top >= 12 else top + 2))
-        draw.text(label, names[one["category_id"]], fill=color, stroke_width=1, stroke_fill=(0, 0, 0))
+    boxes = [
+        (x * scale, y * scale, (x + width) * scale, (y + height) * scale)
+        for x, y, width, height in (one["bbox"] for one in objects)
+    ]
+    labels = [one["category_id"] for one in objects]
+    picture = draw_boxes(picture, boxes, labels, [names[label] for label in labels])
     return padded(picture, _PANEL, picture.height)
-
-
-def _color(number: int, count: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb((number - 1) / count, 0.75, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..compiled import compile
 from ..data import CocoSegmentation
-from ..dense_pictures import IGNORED, Sheet, segmentation_panel
+from ..data.coco_masks import IGNORED
+from ..dense_pictures import Sheet, segmentation_panel
 from ..models import Segmenter
 from ..models.dense import extractor
 from ..preprocessing import to_bytes

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ..dense_pictures import IGNORED
+from ..data.coco_masks import IGNORED
 from ..ponder import Ponder
 from .detection_measures import ExtractorStatistics
 
