@@ -30,7 +30,7 @@ def extension(isa: str, width: int, rows: int, options: list[str]) -> Extension:
         depends=[str(path) for path in Path(NATIVE).glob("*.h")],
         define_macros=[("SACT_WIDTH", str(width)), ("SACT_ROWS", str(rows)), ("Py_LIMITED_API", "0x030A0000")],
         extra_compile_args=[*COMMON, *options],
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", *(["-ldl"] if sys.platform == "linux" else [])],
         py_limited_api=True,
         optional=True,
     )

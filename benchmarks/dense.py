@@ -24,7 +24,7 @@ from study import ROOT, Study
 from sact.errors import InputError
 
 DEPTHS = {"full": (3, 4, 6, 3), "half": (2, 2, 3, 2)}
-TAUS = {"segmentation": (0.01, 0.03), "detection": (0.01, 0.03)}
+TAUS = {"segmentation": (0.01, 0.03), "detection": (0.01, 0.03, 0.06)}
 SMALL_SIDE, SMALL_STEPS = 128, 2500
 STEPS = {"segmentation": (600, 250), "detection": (1200, 400)}
 """Of the two phases."""

@@ -196,15 +196,8 @@ static void run_block(const Block &block, Session &s, const float *x, Grid grid,
 template <class Work> static int in_session(SactModel *model, int threads, const Work &work) {
     try {
         std::unique_ptr<Session> session = model->borrow(std::max(1, threads));
-        session->team.wake();
-        int result;
-        try {
-            result = work(*session);
-        } catch (...) {
-            session->team.rest();
-            throw;
-        }
-        session->team.rest();
+        int result = 1;
+        session->team.gather([&] { result = work(*session); });
         model->give_back(std::move(session));
         return result;
     } catch (...) {

@@ -4,10 +4,15 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <unistd.h>
+#endif
 
 namespace sact {
 
@@ -19,9 +24,29 @@ inline void pause_briefly() {
 #endif
 }
 
+// The OpenMP threads of the process, PyTorch's. They wait in busy loops for milliseconds after each of its operations:
+// threads of our own would share the cores with them, and a network between two operations would take half as long again.
+struct OpenMp {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
+    int (*thread_number)() = nullptr;
+#if defined(__linux__)
+    const pid_t process = getpid();
+    OpenMp() {
+        parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+        thread_number = reinterpret_cast<decltype(thread_number)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+    }
+    // A forked process has none of them, and OpenMP would wait for them forever.
+    bool there() const { return parallel && thread_number && process == getpid(); }
+#else
+    bool there() const { return false; }
+#endif
+};
+inline const OpenMp openmp; // found when the library is loaded
+
 class Team {
   public:
-    explicit Team(int threads) : ranges_(threads), threads_(threads) {
+    explicit Team(int threads) : ranges_(threads), threads_(threads), borrowed_(openmp.there()) {
+        if (borrowed_) return;
         try {
             for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
         } catch (...) { // a thread could not start
@@ -32,22 +57,39 @@ class Team {
     ~Team() { stop(); }
     int size() const { return threads_; }
 
-    // Between wake and rest the workers spin, so that a parallel step starts within a microsecond.
-    void wake() {
-        if (workers_.empty()) return;
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
+    // Call work(), in which `run` may be called. Meanwhile the other threads spin, so that a parallel step starts within a
+    // microsecond.
+    template <class Work> void gather(const Work &work) {
+        std::exception_ptr problem;
+        const auto guarded = [&] {
+            try {
+                work();
+            } catch (...) { // must not pass through OpenMP
+                problem = std::current_exception();
+            }
+        };
+        if (threads_ == 1 || !borrowed_) {
+            wake();
+            guarded();
+            awake_ = false;
+        } else {
+            const auto each = [&](int thread) {
+                if (thread > 0) return attend(thread);
+                guarded();
+                awake_ = false;
+            };
             awake_ = true;
+            openmp.parallel([](void *call) { (*static_cast<decltype(each) *>(call))(openmp.thread_number()); },
+                            const_cast<void *>(static_cast<const void *>(&each)), unsigned(threads_), 0);
         }
-        wake_.notify_all();
+        if (problem) std::rethrow_exception(problem);
     }
-    void rest() { awake_ = false; }
 
     // Run task(index, thread) for every index below `count`; returns when all are done. Each thread has a range of
     // tasks of its own, the same one for equal counts, so that it finds its data in its cache; who is done helps.
     template <class Task> void run(int count, const Task &task) {
         if (count <= 0) return;
-        if (count == 1 || workers_.empty()) {
+        if (count == 1 || threads_ == 1) {
             for (int i = 0; i < count; i++) task(i, 0);
             return;
         }
@@ -58,6 +100,15 @@ class Team {
     }
 
   private:
+    void wake() {
+        if (workers_.empty()) return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            awake_ = true;
+        }
+        wake_.notify_all();
+    }
+
     void stop() {
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -117,6 +168,17 @@ class Team {
             std::this_thread::yield();
     }
 
+    // A borrowed thread, until the work is done.
+    void attend(int thread) {
+        for (int spins = 0; awake_.load(std::memory_order_acquire); spins++) {
+            if (take(thread))
+                spins = 0;
+            else
+                relax(spins);
+        }
+    }
+
+    // A thread of our own, until the end.
     void work(int thread) {
         for (int spins = 0;; spins++) {
             if (take(thread)) {
@@ -142,6 +204,7 @@ class Team {
     std::atomic<bool> awake_{false}, stop_{false};
     std::vector<Range> ranges_;
     const int threads_;
+    const bool borrowed_;
     uint64_t epoch_ = 0;
     alignas(64) std::atomic<int> done_{0};
     std::atomic<bool> failed_{false};
