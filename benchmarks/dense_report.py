@@ -40,7 +40,7 @@ TITLES = {"map": "mAP", "map50": "AP50", "miou": "mean IoU", "accuracy": "pixels
 SHOWN = {"detection": ("map", "map50"), "segmentation": ("miou", "accuracy")}
 WAYS = {"eager": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 TIMED_PICTURES = 40
-SHOWN_PICTURES = 10
+SHOWN_PICTURES = 9
 ROUNDS = 80
 
 
