@@ -28,6 +28,7 @@ from sact.data import create_dataset
 from sact.errors import InputError, require
 from sact.maps import save_png
 from sact.models.dense import DenseModel
+from sact.predict import find_images
 
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "astronaut.png")
 SIZE = {"width": 1320, "height": 860}
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", default="docs/app", help="folder of the pictures (%(default)s)")
     parser.add_argument("--model", action="append", help="folder, hub id or packaged network (default: all packaged)")
     parser.add_argument("--found", metavar="DIR", help="photographs for detectors and segmenters (default: no picture)")
+    parser.add_argument("--first", type=int, default=0, help="start with this one of them (%(default)s)")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if networks:
                 take(networks, Path(options.out), Path(folder))
             if dense and options.found:
-                take_found(dense, Path(options.found), Path(options.out))
+                shown = Path(folder) / "found"
+                shown.mkdir()
+                for file in find_images([options.found])[options.first :][: examples.MOST]:
+                    shutil.copy(file, shown)
+                take_found(dense, shown, Path(options.out))
     except sact.SactError as error:
         print(f"screenshots: {error}", file=sys.stderr)
         return 2

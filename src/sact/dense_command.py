@@ -25,35 +25,32 @@ MOST_NAMED = 20
 """Pictures that are named where they could not be read."""
 
 
-def add_common_options(parser: argparse.ArgumentParser, out: str, model: str) -> None:
+def add_common_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Images, folder, model, engine, size, budget and cap."""
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG, PNG or WebP files, or folders of them")
     parser.add_argument("--out", metavar="DIR", default=out, help="folder of the results (%(default)s)")
-    parser.add_argument("--model", default=model, help="folder, hub id, or packaged model (%(default)s)")
+    parser.add_argument("--model", required=True, help="folder that sact train or save_pretrained made, or hub id")
     parser.add_argument("--engine", default="auto", help="auto, masked, gather, native or triton (%(default)s)")
     parser.add_argument("--budget", type=float, help="mean share of the dense FLOPs (default: the model's own)")
     parser.add_argument("--cap", type=float, help="share of the dense FLOPs that no image may exceed")
 
 
-def load_model(options: argparse.Namespace, kind: type[Model], default: str) -> Model:
+def load_model(options: argparse.Namespace, kind: type[Model]) -> Model:
     """The model that the options name, compiled, at their budget and cap.
 
     Args:
         options: those of `add_common_options`.
         kind: `Detector` or `Segmenter`.
-        default: the packaged model.
 
     Raises:
-        InputError: it is of another kind, or the packaged one is asked for and there is none.
+        InputError: it is of another kind.
         CheckpointError: it cannot be loaded.
     """
-    from .checkpoints import from_pretrained, list_pretrained
+    from .checkpoints import from_pretrained
     from .compiled import compile
     from .models.dense import extractor
 
     name = kind.__name__.lower()
-    if options.model == default and not Path(default).exists() and default not in list_pretrained():
-        raise InputError(f"no {name} ships with this version; name one with --model, such as sact train makes")
     model = from_pretrained(options.model)
     if not isinstance(model, kind):
         raise InputError(f"{options.model} is no {name}, but {_what(model)}; name another one with --model")

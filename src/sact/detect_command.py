@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
     from .detecting import Detections
 
-DEFAULT_MODEL = "composed_detector"
 _ENDS = ("",)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    add_common_options(parser, "detections", DEFAULT_MODEL)
+    add_common_options(parser, "detections")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object (%(default)s)")
     parser.add_argument("--size", type=int, help="short side in pixels that the detector sees (default: its own)")
     parser.add_argument(
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--threshold is {options.threshold}, but scores lie in [0, 1]")
     paths = find_images(options.images)
     known = CocoNames.read(options.annotations, paths) if options.annotations else None
-    model = load_model(options, Detector, DEFAULT_MODEL)
+    model = load_model(options, Detector)
     recorded = read_metadata(options.model).get("category_ids")
     ids = known.category_ids(model.class_names, recorded) if known else recorded
     out, names = Path(options.out), unique_names(paths, _ENDS)

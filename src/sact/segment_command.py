@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
     from .segmenting import Segmentation
 
-DEFAULT_MODEL = "composed_segmenter"
 _ENDS = ("", "_classes")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    add_common_options(parser, "segments", DEFAULT_MODEL)
+    add_common_options(parser, "segments")
     parser.add_argument("--size", type=int, help="short side in pixels that the segmenter sees (default: as it is)")
 
 
@@ -34,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from .segmenting import segment
 
     paths = find_images(options.images)
-    model = load_model(options, Segmenter, DEFAULT_MODEL)
+    model = load_model(options, Segmenter)
     out, names = Path(options.out), unique_names(paths, _ENDS)
     check_outputs(paths, names, out, _ENDS)
     make_folder(out)
