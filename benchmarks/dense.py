@@ -7,7 +7,7 @@ segmenters start from classifiers of the objects, cut from the training pictures
 segmenters' extractors: what learns at every pixel needs fewer pictures. Segmenters learn on small pictures first,
 where a step costs less than half. Every network is trained in two phases, on as many pictures each: a plain one first,
 then one in which it stays plain or becomes SACT. What is finished is not trained again, and what was interrupted goes
-on. `benchmarks/dense_report.py` measures them and writes tables. An hour on two cores.
+on. `benchmarks/dense_report.py` measures them and writes tables. An hour and a half on two cores.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,20 @@ def test_compiled(engine: Any) -> None:
 def test_training() -> None:
     original = theirs()
     model = halting_now(sact.adapt_detector(original)).train()
-    assert not any(part.training for part in original.modules())
+    assert not any(part.training for part in (original, original.rpn, original.roi_heads))
     losses, ponder = model(two_images(), two_targets(), return_ponder=True)
     (sum(losses.values()) + 0.01 * ponder.cost.mean()).backward()
     heads = model.network.score_parameters()
     assert heads and all(one.grad is not None and one.grad.isfinite().all() for one in heads)
     model.eval()
+
+
+@torch.no_grad()
+def test_converted_with_the_original() -> None:
+    original = deepcopy(theirs())
+    model = sact.adapt_detector(original, output="halted").double()
+    images = [image.double() for image in two_images()]
+    same(model(images), original(images), atol=1e-6, rtol=1e-6)
 
 
 def test_frozen_norm() -> None:

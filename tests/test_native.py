@@ -380,6 +380,29 @@ def test_a_forked_process(small: MakeModel, threads: int, then: str) -> None:
     assert same_bits(run(fast, images), before)
 
 
+FORKED = """
+import os, torch, sact
+torch.set_num_threads(2)
+torch.randn(1 << 22).sin_()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    fast = sact.compile(sact.create_model("resnet", units=[1], base_channels=4).eval(), "native")
+    with torch.no_grad():
+        before = fast(torch.ones(1, 3, 64, 64))
+        torch.set_num_threads(2)
+        os._exit(0 if fast(torch.ones(1, 3, 64, 64)).equal(before) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@compiled
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_kernel_is_loaded_in_a_forked_process() -> None:
+    """PyTorch's threads are not there either, and it would wait for them forever."""
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120)
+
+
 @pytest.fixture
 def forbid_kernel(monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     """Makes every use of the kernel raise this."""

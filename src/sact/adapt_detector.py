@@ -47,8 +47,8 @@ def adapt_detector(
 ) -> Detector:
     """Make the extractor of a detector of torchvision adaptive, as `sact.adapt` does with a network.
 
-    All weights are shared with the original, which is not changed. With `output="halted"` fresh score heads leave its
-    detections as they were, as long as no block has more than 21 units.
+    The layers are the original's, so that what changes weights, or moves them to a device, does so in both. With
+    `output="halted"` fresh score heads leave its detections as they were, as long as no block has more than 21 units.
 
     Args:
         model: a `GeneralizedRCNN`: Faster, Mask or Keypoint R-CNN, with or without a feature pyramid.
@@ -71,8 +71,8 @@ def adapt_detector(
             f"sact.adapt_detector takes a Faster R-CNN, Mask R-CNN or Keypoint R-CNN of torchvision, got "
             f"{type(model).__name__}; sact.adapt takes networks, and models for segmentation too"
         )
-    # Modules of its own, for the original keeps its mode; tensors are shared.
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # What holds weights is shared; the rest is its own, for it has a mode that the original keeps.
+    shared = {id(part): part for part in model.modules() if part._parameters or part._buffers}
     own: Any = copy.deepcopy(model, shared)
     body, fpn = (getattr(own.backbone, name, None) for name in ("body", "fpn"))
     network = adapt(own.backbone if body is None else body, halting, eps=eps, output=output, blocks=blocks)

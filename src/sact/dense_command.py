@@ -92,7 +92,7 @@ def look_at_all(
     from .maps import save_png
 
     sheet = Sheet()
-    problems: list[InputError] = []
+    problems: list[str] = []  # not the errors, which hold on to pictures
     try:
         for path, name in zip(paths, names, strict=True):
             try:
@@ -100,13 +100,13 @@ def look_at_all(
                 if not sheet.cells:  # engines prepare themselves at the first image of a size
                     result = look(path)
             except InputError as error:
-                problems.append(error)
+                problems.append(str(error))
                 continue
             print(f"{path}: {result.headline()}; {caption(result)}, {1e3 * result.seconds:.1f} ms")
             sheet.add(draw(result, name), result.map, f"{result.headline()}\n{result.share:.0%} of FLOPs")
             keep(path, result)
         if not sheet.cells:
-            raise problems[0]
+            raise InputError(problems[0])
     finally:
         if sheet.cells:
             save_png(sheet.draw(), folder / "contact_sheet.png")

@@ -73,7 +73,7 @@ def make_recipe(fields: dict[str, Any], source: str = "recipe") -> Recipe:
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error, kind)}") from error
     try:
-        with torch.device("meta"):  # shapes without weights: instant
+        with torch.device("meta"):  # shapes without weights, which take no time
             recipe.create(recipe.num_classes or 2)
     except InputError as error:
         raise RecipeError(f"{source}: {error}") from error

@@ -33,7 +33,7 @@ KINDS: dict[str, Kind] = {
     "bad_category": Kind("categories", "a category has no usable id or name", FATAL, "give each a whole id and a name"),
     "duplicate_category": Kind("categories", "two categories have the same id", FATAL, "number them anew"),
     "same_name": Kind(
-        "categories", "two categories have the same name", "kept as two classes, the second as `NAME (2)`"
+        "categories", "two categories have the same name", "kept as two classes, a number behind the second name"
     ),
     "bad_image": Kind("images", "an image has no usable id or file name", LEFT_OUT),
     "duplicate_image": Kind("images", "two images have the same id", FATAL, "number the images anew, and image_id too"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import lru_cache
 from importlib import import_module
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "masked", "gather", "native", "triton"]
 ENGINES = ("masked", "gather", "native", "triton")
+PROCESS = os.getpid()
+"""The process that imported sact; one forked from it lacks PyTorch's threads."""
 
 NormStatistics = Literal["all", "active"]
 """Over which positions norms in training mode take their statistics: the authors' choice, or those that are read."""

@@ -26,7 +26,7 @@ from ..cap import Allowance
 from ..errors import InputError
 from ..flops import BlockFlops
 from ..ponder import BlockPonder, Ponder
-from . import NormStatistics, Run, gather
+from . import PROCESS, NormStatistics, Run, gather
 from .native_describe import Describer
 from .native_layers import Unsupported
 from .native_structs import BlockResult, NetworkStruct
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ISAS = ("avx512", "avx2", "neon", "portable")
 """Builds of the kernel, the best first; `SACT_NATIVE_ISA` chooses one."""
 
-ABI = 4
+ABI = 5
 _NOT_FINITE, _TOO_LARGE = 2, 3
 # Image sizes whose plans are kept.
 _MAX_PLANS = 16
@@ -64,6 +64,7 @@ def library(isa: str | None = None) -> ctypes.CDLL:
         except OSError:  # for another system, or truncated
             continue
         if loaded.sact_abi() == ABI and loaded.sact_supports(name.encode()):
+            loaded.sact_began_in(c_int64(PROCESS))
             return _declare(loaded)
     raise InputError(
         f"there is no CPU kernel {chosen + ' ' if chosen else ''}for this machine: it is compiled when sact is "

@@ -244,6 +244,14 @@ int64_t sact_workspace_bytes(SactModel *model) {
     return total;
 }
 
+void sact_began_in(int64_t process) {
+#if defined(__linux__)
+    sact::openmp.process = pid_t(process);
+#else
+    (void)process;
+#endif
+}
+
 int32_t sact_abi() { return SACT_ABI; }
 int32_t sact_vector_width() { return sact::kWidth; }
 

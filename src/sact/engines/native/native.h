@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define SACT_ABI 4
+#define SACT_ABI 5
 
 #if defined(__GNUC__)
 #define SACT_API extern "C" __attribute__((visibility("default")))
@@ -113,6 +113,8 @@ SACT_API int sact_run_block(SactModel *model, int32_t block, const float *x, int
                             int32_t threads, float *output, SactBlockResult *result);
 // Bytes of working memory that the model keeps for its next runs.
 SACT_API int64_t sact_workspace_bytes(SactModel *model);
+// Which process imported sact: in one forked from it PyTorch's threads are missing, and those of the network are its own.
+SACT_API void sact_began_in(int64_t process);
 SACT_API int32_t sact_abi();
 // Floats in a vector of this build.
 SACT_API int32_t sact_vector_width();

@@ -30,7 +30,7 @@ struct OpenMp {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
     int (*thread_number)() = nullptr;
 #if defined(__linux__)
-    const pid_t process = getpid();
+    pid_t process = getpid(); // the one whose threads they are
     OpenMp() {
         parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
         thread_number = reinterpret_cast<decltype(thread_number)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
@@ -41,7 +41,7 @@ struct OpenMp {
     bool there() const { return false; }
 #endif
 };
-inline const OpenMp openmp; // found when the library is loaded
+inline OpenMp openmp; // found when the library is loaded
 
 class Team {
   public:
