@@ -130,6 +130,7 @@ def test_bad_arguments(
         (["segment", image, "--model", "scenes"], "scenes is no segmenter, but a network that classifies images"),
         (["detect", image, "--model", detector, "--threshold", "2"], "--threshold is 2.0"),
         (["detect", image, "--model", detector, "--size", "5"], "size is 5"),
+        (["segment", "nothing.png", "--model", segmenter, "--size", "5"], "size is 5"),
         (["segment", image, "--model", segmenter, "--size", "5"], "size is 5"),
         (["segment", image, "--model", segmenter, "--budget", "0.5"], "calibrat"),
         (["segment", image, "--model", segmenter, "--cap", "-1"], "ap is -1"),

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from .checkpoints import read_metadata
     from .coco_names import CocoNames
     from .data.coco_results import results_to_coco
-    from .detecting import detect
+    from .detecting import check_size, detect
     from .files import make_folder
     from .models.detector import Detector
     from .predict import check_outputs, find_images, unique_names
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
     if not 0 <= options.threshold <= 1:
         raise InputError(f"--threshold is {options.threshold}, but scores lie in [0, 1]")
+    if options.size is not None:
+        check_size(options.size)
     paths = find_images(options.images)
     known = CocoNames.read(options.annotations, paths) if options.annotations else None
     model = load_model(options, Detector)

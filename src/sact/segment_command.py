@@ -26,12 +26,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`sact segment`."""
+    from .detecting import check_size
     from .files import make_folder
     from .models.segmenter import Segmenter
     from .predict import check_outputs, find_images, unique_names
     from .result_files import predictions_file
-    from .segmenting import segment
+    from .segmenting import LONGEST, segment
 
+    if options.size is not None:
+        check_size(options.size, LONGEST)
     paths = find_images(options.images)
     model = load_model(options, Segmenter)
     out, names = Path(options.out), unique_names(paths, _ENDS)
