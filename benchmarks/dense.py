@@ -7,7 +7,7 @@ segmenters start from classifiers of the objects, cut from the training pictures
 segmenters' extractors: what learns at every pixel needs fewer pictures. Segmenters learn on small pictures first,
 where a step costs less than half. Every network is trained in two phases, on as many pictures each: a plain one first,
 then one in which it stays plain or becomes SACT. What is finished is not trained again, and what was interrupted goes
-on. `benchmarks/dense_report.py` measures them and writes tables. An hour and a half on two cores.
+on. `benchmarks/dense_report.py` measures them and writes tables. Hours on two cores.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from sact.errors import InputError
 DEPTHS = {"full": (3, 4, 6, 3), "half": (2, 2, 3, 2)}
 TAUS = {"segmentation": (0.01, 0.03), "detection": (0.01, 0.03, 0.06)}
 SMALL_SIDE, SMALL_STEPS = 128, 2500
-STEPS = {"segmentation": (600, 250), "detection": (1200, 400)}
-"""Of the two phases."""
 MARGIN = 0.25
 """Of an object's longer side, around it in its crop."""
 LEAST_SIDE = 16
@@ -92,7 +90,7 @@ def first_phases(study: Study, task: str, data: Path, name: str, before: str, *f
 
 def second_phases(study: Study, task: str, data: Path) -> None:
     """Queue what stands in the table."""
-    common = (f"--data_dir={data}", f"--max_steps={STEPS[task][1]}")
+    common = (f"--data_dir={data}",)
     start = f"{task}/full/first"
     for tau in TAUS[task]:
         init = f"--init={study.model(start)}"
@@ -119,7 +117,7 @@ def main() -> None:
     first_phases(study, "segmentation", options.data, "small", "crops_{}", *small)
     before = "segmentation/{}/small"
     for task in ("segmentation", "detection"):
-        first_phases(study, task, options.data, "first", before, f"--max_steps={STEPS[task][0]}")
+        first_phases(study, task, options.data, "first", before)
         before = "segmentation/{}/first"
     for task in TAUS:
         second_phases(study, task, options.data)

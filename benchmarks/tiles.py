@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from study_report import fill
 import sact
 from sact.bench import memory
 from sact.bench.report import conditions
+from sact.scores import Halting
 
 SIZES = [(1024, 1024), (2048, 1536), (4096, 3072), (8192, 6144)]
 MOST_WHOLE = 4096 * 3072
@@ -69,7 +70,7 @@ def measure(way: str, halting: str, width: int, height: int, scratch: Path) -> d
     """One evaluation: its peak of memory, processor time, logits, and what maps took."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = sact.create_model("resnet50", halting=halting).eval()  # type: ignore[arg-type]
+    model = sact.create_model("resnet50", halting=cast(Halting, halting)).eval()
     model.preprocessing = NORMALISE
     with tempfile.TemporaryFile(dir=scratch) as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(height, width, 3))

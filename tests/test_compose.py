@@ -285,6 +285,19 @@ def test_a_cut_out_is_used_in_one_category_alone() -> None:
         split_cutouts(cutouts, ["a", "b"], 4)
 
 
+def test_a_category_that_is_left_out_keeps_no_cut_out_from_others() -> None:
+    """`b` is too small without what is in `a`, so that what `c` has in common with `b` stays in `c`."""
+    pictures = list(np.random.default_rng(0).integers(0, 256, (7, 6, 6, 4), np.uint8).repeat(8, 1).repeat(8, 2))
+    for picture in pictures:
+        picture[..., 3] = 255
+    of = {"a": pictures[:3], "b": [pictures[0], *pictures[3:5]], "c": pictures[4:]}
+    cutouts = [Cutout(f"{name}/{n}.png", name, one) for name, members in of.items() for n, one in enumerate(members)]
+    divided, left_out = split_cutouts(cutouts, None, 3)
+    used = [cutout.name for of_split in divided.values() for members in of_split.values() for cutout in members]
+    assert sorted(used) == [f"{name}/{n}.png" for name in "ac" for n in range(3)]
+    assert set(left_out) == {"b"}
+
+
 def test_light_and_dark_backgrounds_stay_together(tmp_path: Path) -> None:
     write_backgrounds(tmp_path, count=8)
     for number in range(4):  # pairs of pictures that differ, whose names say that they belong together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -37,7 +38,7 @@ SECTIONS = {
 """The groups of fields that every task has, by the first field of each."""
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, ABC):
     """Everything that defines a training run. Steps are optimiser steps, epochs are passes over the training set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -140,6 +141,7 @@ class Recipe(BaseModel):
             )
         return self
 
+    @abstractmethod
     def create(self, num_classes: int, class_names: Sequence[str] | None = None) -> nn.Module:
         """Its model, with fresh weights, for so many classes, counted as its task does.
 
@@ -150,7 +152,6 @@ class Recipe(BaseModel):
         Raises:
             InputError: a field is out of range.
         """
-        raise NotImplementedError
 
 
 class ClassificationRecipe(Recipe):

@@ -27,7 +27,7 @@ def is_flag(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether this is a number that can be a coordinate: neither NaN, infinite nor huge."""
-    return type(value) in (int, float) and -LARGEST < value < LARGEST  # type: ignore[operator]
+    return (type(value) is int or type(value) is float) and -LARGEST < value < LARGEST
 
 
 def is_box(value: object) -> bool:

@@ -200,10 +200,15 @@ def split_cutouts(
     """
     needed = max(at_least, len(SPLITS))
     groups = _groups_by_category(cutouts)
-    used = categories or [name for name in groups if len(groups[name]) >= needed]
-    once, twins = _in_one_category([cutout for cutout in cutouts if cutout.category in used])
-    groups |= {name: [] for name in used} | _groups_by_category(once)
-    enough = [name for name in groups if len(groups[name]) >= needed]
+    used = list(categories or (name for name in groups if len(groups[name]) >= needed))
+    while True:
+        once, twins = _in_one_category([cutout for cutout in cutouts if cutout.category in used])
+        groups |= {name: [] for name in used} | _groups_by_category(once)
+        enough = [name for name in groups if len(groups[name]) >= needed]
+        small = [name for name in used if name not in enough]
+        if categories or not small:
+            break
+        used.remove(small[0])  # what is left out keeps no twin from the categories behind it
     _check_enough(categories, enough, {name: len(members) for name, members in groups.items()}, needed)
     divided: dict[str, Cutouts] = {split: {} for split in SPLITS}
     for name in sorted(categories or enough):

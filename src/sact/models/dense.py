@@ -5,37 +5,19 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError
-from ..scores import Halting
 from .adaptive import AdaptiveNetwork
+from .dense_config import DenseConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..compiled import CompiledNetwork
-
-
-class DenseConfig(Protocol):
-    """What is asked of every dense model's configuration."""
-
-    @property
-    def family(self) -> str: ...
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def halting(self) -> Halting: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def image_mean(self) -> tuple[float, ...]: ...
-    @property
-    def image_std(self) -> tuple[float, ...]: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 class DenseModel(nn.Module):
@@ -180,14 +162,14 @@ def _tell_pixels(source: nn.Module, config: DenseConfig) -> None:
     """Warn if pixels are scaled in another way than the source's were."""
     probe = torch.tensor([0.0, 1.0]).expand(3, 1, 2)
     if isinstance(source, DenseModel):
-        theirs = _scaled(probe, source.config)
+        theirs = scaled(probe, source.config)
     elif isinstance(source, AdaptiveNetwork) and source.preprocessing is not None:
         from ..preprocessing import normalise
 
         theirs = normalise(probe, source.preprocessing)
     else:
         return
-    if not torch.allclose(theirs, _scaled(probe, config), atol=1e-3):
+    if not torch.allclose(theirs, scaled(probe, config), atol=1e-3):
         warnings.warn(
             f"these weights expect pixels scaled in another way than by image_mean {config.image_mean} and image_std "
             f"{config.image_std}; create the model with those of the network that it starts from",
@@ -195,6 +177,7 @@ def _tell_pixels(source: nn.Module, config: DenseConfig) -> None:
         )
 
 
-def _scaled(pixels: Tensor, config: DenseConfig) -> Tensor:
+def scaled(pixels: Tensor, config: DenseConfig) -> Tensor:
+    """Pixels [3, H, W] in [0, 1] as the extractor gets them."""
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
     return (pixels - mean) / std

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ..errors import InputError
-from ..scores import Halting
 from .adapted import AdaptedConfig
+from .dense_config import DenseConfig
 from .network import NetworkConfig
 from .registry import config_from_dict, is_count
 
@@ -34,7 +34,7 @@ _SHARES = (
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(DenseConfig):
     """Everything that builds a detector anew; options bear torchvision's names.
 
     Attributes:
@@ -102,26 +102,12 @@ class DetectorConfig:
     family: str = "faster_rcnn"
 
     @property
-    def halting(self) -> Halting:
-        """The extractor's."""
-        return self.backbone.halting
-
-    @property
-    def eps(self) -> float:
-        """The extractor's."""
-        return self.backbone.eps
-
-    @property
     def anchors(self) -> tuple[tuple[int, ...], ...]:
         """Sides of anchors per feature map."""
         if self.anchor_sizes is not None:
             return self.anchor_sizes
         maps = len(self.backbone.units) + 1
         return (C4_ANCHORS,) if self.form == "c4" else tuple((FPN_ANCHORS * 2**level,) for level in range(maps))
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict."""
-        return asdict(self) | {"backbone": self.backbone.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectorConfig:
@@ -138,35 +124,11 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class AdaptedDetectorConfig:
-    """What a detector of torchvision is whose extractor was adapted; its options are in its parts.
-
-    Attributes:
-        backbone: the extractor.
-        num_classes: classes of objects, without the background.
-        image_mean: subtracted from pixels in [0, 1].
-        image_std: they are divided by these.
-    """
+class AdaptedDetectorConfig(DenseConfig):
+    """What a detector of torchvision is whose extractor was adapted; its options are in its parts."""
 
     backbone: AdaptedConfig
-    num_classes: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
     family: str = "faster_rcnn"
-
-    @property
-    def halting(self) -> Halting:
-        """The extractor's, when it was adapted."""
-        return self.backbone.halting
-
-    @property
-    def eps(self) -> float:
-        """The extractor's."""
-        return self.backbone.eps
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict."""
-        return asdict(self) | {"backbone": self.backbone.to_dict()}
 
 
 def make_detector_config(backbone: NetworkConfig, options: Mapping[str, Any]) -> DetectorConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ..ponder import Ponder
 from ..scores import Halting
 from .adaptive import AdaptiveNetwork
 from .dense import DenseModel, wide
+from .dense_config import DenseConfig
 from .detector_config import SYMMETRIC, check_known, check_names, image_statistics
 from .network import NetworkConfig
 from .registry import build, config_from_dict, is_count, make_config
@@ -24,7 +25,7 @@ Head = Literal["fcn", "deeplabv3"]
 
 
 @dataclass(frozen=True)
-class SegmenterConfig:
+class SegmenterConfig(DenseConfig):
     """Everything that builds a segmenter anew.
 
     Attributes:
@@ -43,20 +44,6 @@ class SegmenterConfig:
     image_mean: tuple[float, ...] = SYMMETRIC
     image_std: tuple[float, ...] = SYMMETRIC
     family: str = "segmenter"
-
-    @property
-    def halting(self) -> Halting:
-        """The extractor's."""
-        return self.backbone.halting
-
-    @property
-    def eps(self) -> float:
-        """The extractor's."""
-        return self.backbone.eps
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict."""
-        return asdict(self) | {"backbone": self.backbone.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SegmenterConfig:

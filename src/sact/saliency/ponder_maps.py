@@ -12,6 +12,7 @@ from ..drawing import FloatMap
 from ..engines import Engine
 from ..errors import InputError
 from ..models.dense import DenseModel, extractor
+from ..models.dense import scaled as for_extractor
 from ..preprocessing import normalise, to_unit_tensor
 from .postprocess import PonderMap
 
@@ -60,10 +61,7 @@ def ponder_mapper(model: nn.Module, engine: Engine = "auto", size: int | tuple[i
     parameter = next(network.parameters())
 
     def scaled(pixels: Tensor) -> Tensor:
-        if config is None:
-            return normalise(pixels, network.preprocessing or {})
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
-        return (pixels - mean) / std
+        return normalise(pixels, network.preprocessing or {}) if config is None else for_extractor(pixels, config)
 
     @torch.inference_mode()
     def ponder_map(picture: Image.Image) -> FloatMap:

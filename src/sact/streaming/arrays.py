@@ -111,4 +111,5 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a TIFF's codec raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read ({reason}); write or download it again") from error
+        remedy = "install it" if "imagecodecs" in reason else "write or download it again"  # tifffile's optional part
+        raise InputError(f"{path} cannot be read ({reason}); {remedy}") from error

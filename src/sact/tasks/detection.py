@@ -18,7 +18,7 @@ from ..models.dense import extractor
 from ..preprocessing import to_bytes
 from ..recipe import DetectionRecipe
 from .detection_measures import DetectionMeasures
-from .starting import check_classes, name_classes, start
+from .starting import check_classes, make_dense_model
 from .task import Step
 
 Target = dict[str, Any]
@@ -40,9 +40,8 @@ def make_model(recipe: DetectionRecipe, dataset: Any) -> Detector:
         CheckpointError: nothing usable is at `init`.
         InputError: an option is out of range.
     """
-    names = name_classes(recipe, dataset)
-    detector = recipe.create(len(names), names)
-    return start(detector, recipe, SHAPING)
+    detector: Detector = make_dense_model(recipe, dataset, SHAPING)
+    return detector
 
 
 def pretrained(model: Detector) -> Detector:

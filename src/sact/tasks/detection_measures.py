@@ -61,7 +61,8 @@ class DetectionMeasures(nn.Module):
         known = [_chosen(each, ("boxes", "labels", "iscrowd", "area")) for each in targets]
         self.precision.update(found, known)
         if ponder is not None:
-            self.statistics.update(ponder, [each["boxes"] for each in targets])
+            self.statistics.update(ponder)
+            self.statistics.add_boxes(ponder, [each["boxes"] for each in targets])
 
     def compute(self) -> dict[str, Any]:
         """The results so far, as plain numbers; reduced over processes.
@@ -124,20 +125,21 @@ class ExtractorStatistics(PonderStatistics):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     @torch.no_grad()
-    def update(self, ponder: Ponder, boxes: Sequence[Tensor]) -> None:  # type: ignore[override]  # one argument more
-        """Add a batch: what it spent, and for each image float [K, 4] as x1, y1, x2, y2 in pixels of that image."""
+    def update(self, ponder: Ponder) -> None:
+        """Add what a batch spent."""
         super().update(ponder)
         self.ratios += self._sums(ponder.flops / ponder.dense_flops)
-        if ponder.cost is None:
-            return
-        self.image_cost += ponder.cost.sum().to(self.image_cost)
-        if isinstance(ponder, PaddedPonder):
-            for costs, of_image in zip(ponder.maps(), boxes, strict=True):
-                self._add_sides(costs, of_image)
+        if ponder.cost is not None:
+            self.image_cost += ponder.cost.sum().to(self.image_cost)
 
-    def _add_sides(self, costs: Tensor, boxes: Tensor) -> None:
-        inside = pixels_inside(boxes, costs.shape[0], costs.shape[1]).to(costs.device)
-        self.add_sides(costs[inside], costs[~inside])
+    @torch.no_grad()
+    def add_boxes(self, ponder: Ponder, boxes: Sequence[Tensor]) -> None:
+        """Add the sides of a batch's images by their boxes, each float [K, 4] as x1, y1, x2, y2 in its pixels."""
+        if ponder.cost is None or not isinstance(ponder, PaddedPonder):
+            return
+        for costs, of_image in zip(ponder.maps(), boxes, strict=True):
+            inside = pixels_inside(of_image, costs.shape[0], costs.shape[1]).to(costs.device)
+            self.add_sides(costs[inside], costs[~inside])
 
     def add_sides(self, inside: Tensor, outside: Tensor) -> None:
         """Add the ponder cost at an image's pixels inside of objects and outside, [P] and [Q]."""

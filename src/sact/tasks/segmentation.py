@@ -20,7 +20,7 @@ from ..models.dense import extractor
 from ..preprocessing import to_bytes
 from ..recipe import SegmentationRecipe
 from .segmentation_measures import SegmentationMeasures
-from .starting import check_classes, name_classes, start
+from .starting import check_classes, make_dense_model
 from .task import Step
 
 Batch = tuple[Tensor, Tensor]
@@ -38,9 +38,8 @@ def make_model(recipe: SegmentationRecipe, dataset: Any) -> Segmenter:
         CheckpointError: nothing usable is at `init`.
         InputError: an option is out of range.
     """
-    names = name_classes(recipe, dataset)
-    segmenter = recipe.create(len(names), names)
-    return start(segmenter, recipe, SHAPING)
+    segmenter: Segmenter = make_dense_model(recipe, dataset, SHAPING)
+    return segmenter
 
 
 def pretrained(model: Segmenter) -> nn.Module:

@@ -30,7 +30,7 @@ class SegmentationMeasures(nn.Module):
     def update(self, logits: Tensor, masks: Tensor, ponder: Ponder) -> None:
         """Add a batch: logits [N, num_classes, H, W], masks int64 [N, H, W], 255 where not known, and what it spent."""
         self.confusion.update(logits.argmax(1), masks)
-        self.statistics.update(ponder, [])
+        self.statistics.update(ponder)
         if ponder.cost is not None:
             size = masks.shape[-2], masks.shape[-1]
             for costs, classes in zip(ponder.map(size), masks, strict=True):

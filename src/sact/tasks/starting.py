@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -25,6 +25,12 @@ def name_classes(recipe: Recipe, dataset: Any) -> list[str]:
     if wanted < known:
         raise RecipeError(f"num_classes is {wanted}, but {recipe.data} has {known}; leave it out")
     return [*dataset.class_names, *map(str, range(known, wanted))]
+
+
+def make_dense_model(recipe: Recipe, dataset: Any, shaping: Sequence[str]) -> Any:
+    """The recipe's detector or segmenter for the classes of its data, started from `init` if given; see `start`."""
+    names = name_classes(recipe, dataset)
+    return start(cast(DenseModel, recipe.create(len(names), names)), recipe, shaping)
 
 
 def start(model: Model, recipe: Recipe, shaping: Sequence[str]) -> Model:

@@ -25,7 +25,7 @@ inline void pause_briefly() {
 }
 
 // The OpenMP threads of the process, PyTorch's. They wait in busy loops for milliseconds after each of its operations:
-// threads of our own would share the cores with them, and a network between two operations would take half as long again.
+// threads of our own would share the cores with them, and a network between two operations would be slower.
 struct OpenMp {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
     int (*thread_number)() = nullptr;
